@@ -1,0 +1,66 @@
+# Everything a developer runs. `make` alone lists the targets; ARGS="..." is handed to the command behind a target.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.fxprune-installed
+DUMP ?= build/dump
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all bench format check golden dump metrics clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv and install fxprune with everything that the targets below need
+
+$(STAMP): pyproject.toml
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { \
+	  echo "fxprune links its kernels with a C++ compiler and found none (c++, g++, clang++)."; \
+	  echo "Install one, e.g.: apt-get install g++"; exit 1; }
+	@test -x $(BIN)/python || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "fxprune needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1)."; \
+	    echo "Name another one, e.g.: make setup PYTHON=python3.11"; exit 1; }; \
+	  echo "Creating $(VENV) with $$($(PYTHON) --version)"; \
+	  $(PYTHON) -m venv $(VENV) || { \
+	    rm -rf $(VENV); \
+	    echo "$(PYTHON) cannot create a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }; }
+	$(BIN)/python -m pip install --editable ".[dev,bench]"
+	@touch $@
+
+demo: $(STAMP) ## prune ResNet-50 to 20 %, compile it, check the result, time it beside the dense engines
+	$(BIN)/python -m benchmarks.demo $(ARGS)
+
+test: $(STAMP) ## the fast tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(STAMP) ## every test, slow ones too, with ten times the random examples
+	$(BIN)/python -m pytest -m "slow or not slow" --hypothesis-profile=long $(ARGS)
+
+bench: ARGS ?= --model resnet50 --batch 1 --sparsity 0.8 --structure rowgroup
+bench: $(STAMP) ## one benchmark row, all engines side by side; ARGS="--model vgg16_bn --batch 16 ..."
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+format: $(STAMP) ## format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: $(STAMP) ## format, lint and types, changing nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+golden: $(STAMP) ## rewrite the golden files of the tests; read the difference before committing it
+	$(BIN)/python -m pytest --update-golden $(ARGS)
+
+dump: $(STAMP) ## write every stage of a compiled ResNet-18 to build/dump
+	FXPRUNE_DUMP=$(DUMP) $(BIN)/python scripts/dump_resnet18.py
+	@ls $(DUMP)
+
+metrics: $(STAMP) ## sizes, annotations and docstrings of the code, one row a folder
+	$(BIN)/python scripts/metrics.py
+
+clean: ## remove caches, dumps and build outputs (not .venv)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Tests of fxprune; the folders mirror those of the package."""

@@ -1,0 +1,48 @@
+"""What every test shares: fixed seeds, two threads, golden files, hypothesis profiles."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("ci", max_examples=40, derandomize=True, database=None, deadline=None)
+settings.register_profile("long", max_examples=400, deadline=None)
+settings.load_profile("ci")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite the golden files instead of comparing")
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Seed every generator in use; returns the seed."""
+    random.seed(0)
+    torch.manual_seed(0)
+    return 0
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Return `check(name, text)`, which compares a text with `golden/<name>.txt` beside the test file."""
+    folder = Path(request.path).parent / "golden"
+    update = bool(request.config.getoption("--update-golden"))
+
+    def check(name: str, text: str) -> None:
+        path = folder / f"{name}.txt"
+        if update:
+            folder.mkdir(exist_ok=True)
+            path.write_text(text.rstrip("\n") + "\n")
+        assert path.exists(), f"{path} is missing; write it with pytest --update-golden"
+        assert text.rstrip("\n") + "\n" == path.read_text()
+
+    return check

@@ -1,0 +1,111 @@
+"""Imports point one way, there is no circle, and TVM stays inside `fxprune/codegen`."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fxprune"
+
+HOUSE: dict[str, frozenset[str]] = {}
+"""Room -> every room below it. A room is a module or folder directly in the package."""
+
+
+def _build(room: str, *below: str) -> None:
+    reach = set(below)
+    for other in below:
+        reach |= HOUSE[other]
+    HOUSE[room] = frozenset(reach)
+
+
+# From the ground up; the house of the architecture page. `report` and `structure` know nothing of the graph, `codegen`
+# nothing of the passes, and only the compiler joins the wings.
+_build("errors")
+_build("annotation", "errors")
+_build("masks", "errors")
+_build("report", "annotation")
+_build("structure", "annotation")
+_build("layer", "annotation")
+_build("operators", "annotation")
+_build("printer", "layer", "operators")
+_build("codegen", "layer", "operators")
+_build("verify", "printer")
+_build("debug", "printer")
+_build("graph", "verify", "debug", "masks")
+_build("passes", "graph", "structure", "report")
+_build("compiled", "passes", "codegen")
+_build("compiler", "compiled")
+_build("__init__", "compiler")
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def _imported(path: Path) -> set[str]:
+    """Every module that the file imports, wherever in the file; `from a import b` counts as a.b if that is a module."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if _is_module(inner) else node.module)
+    return names
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return name.startswith("fxprune.") and (path.is_dir() or path.with_suffix(".py").exists())
+
+
+def _passes() -> list[str]:
+    return [_module(path) for path in SOURCES if path.parent.name == "passes"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_module)
+def test_imports_point_downwards(path: Path) -> None:
+    room = _room(_module(path))
+    assert room in HOUSE, f"{room} has no place in the house yet: give it one in HOUSE"
+    used = {_room(name) for name in _imported(path) if name.split(".")[0] == "fxprune"} - {room}
+    assert used <= HOUSE[room], f"{path.name} imports {sorted(used - HOUSE[room])}, which do not stand below {room}"
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if "codegen" not in path.parts], ids=_module)
+def test_only_codegen_imports_tvm(path: Path) -> None:
+    assert not {name for name in _imported(path) if name.split(".")[0] in {"tvm", "tvm_ffi"}}
+
+
+def test_modules_inside_a_room_have_no_circle() -> None:
+    names = {_module(path): path for path in SOURCES}
+    edges = {name: {other for other in _imported(path) if other in names} for name, path in names.items()}
+    done: set[str] = set()
+    while ready := {name for name in edges if name not in done and edges[name] - {name} <= done}:
+        done |= ready
+    assert done == set(edges), f"these modules import each other in a circle: {sorted(set(edges) - done)}"
+
+
+def test_package_and_passes_load_without_tvm() -> None:
+    modules = ["fxprune", *_passes()]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name)\n"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('tvm', 'tvm_ffi'))[:5])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
