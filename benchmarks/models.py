@@ -1,0 +1,70 @@
+"""The four models of the benchmark, with random weights and random batch-norm statistics."""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from torch import nn
+
+MODELS = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2")
+"""Names of the models, as torchvision spells them."""
+
+IMAGE_SIZE = 224
+"""Height and width of the input image, in pixels."""
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def build_model(name: str, seed: int = 0) -> nn.Module:
+    """Build a model in eval mode; nothing is downloaded, and one seed gives one model, bit for bit.
+
+    Args:
+        name: One of `MODELS`.
+        seed: Seed of weights and batch-norm statistics; the global generator is left as it was.
+
+    Raises:
+        ValueError: The name is not one of `MODELS`.
+    """
+    if name not in MODELS:
+        raise ValueError(f"model is {name!r}; it must be one of {', '.join(MODELS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = torchvision.models.get_model(name, weights=None)
+    _scale_grouped_weights(model)
+    randomise_batch_norm(model, seed)
+    return model.eval()
+
+
+def randomise_batch_norm(model: nn.Module, seed: int = 0) -> None:
+    """Give every batch norm statistics that a wrong fold would not survive.
+
+    Freshly built ones (mean 0, variance 1, scale 1, shift 0) would hide a forgotten term.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if not isinstance(module, _BATCH_NORMS) or module.running_mean is None or module.running_var is None:
+            continue
+        with torch.no_grad():
+            module.running_mean.normal_(0.0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+            if module.affine:
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0.0, 0.2, generator=generator)
+
+
+def _scale_grouped_weights(model: nn.Module) -> None:
+    """Multiply weights of grouped convolutions by the root of the group count.
+
+    torchvision draws them for the fan-out of an ungrouped layer; so small, they drown the input in the shifts of the
+    batch norms, and a check of the output would see nothing.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            with torch.no_grad():
+                module.weight.mul_(module.groups**0.5)
+
+
+def make_input(batch: int, seed: int = 0) -> torch.Tensor:
+    """Draw a batch of normal images, float32 [N, 3, 224, 224], contiguous."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
