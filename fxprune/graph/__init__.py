@@ -1,0 +1,18 @@
+"""The graph: capture a model, annotate it with masks, keep it tidy; in the order in which `compile` uses them."""
+
+from fxprune.graph.annotate import annotate
+from fxprune.graph.capture import Captured, capture
+from fxprune.graph.shapes import propagate_shapes, tidy
+from fxprune.nodes import annotation_of, copy_meta, get_tensor, set_tensor
+
+__all__ = [
+    "Captured",
+    "annotate",
+    "annotation_of",
+    "capture",
+    "copy_meta",
+    "get_tensor",
+    "propagate_shapes",
+    "set_tensor",
+    "tidy",
+]

@@ -1,0 +1,106 @@
+"""Put masks on the nodes that own a weight, and exact zeros into the weights."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import fx
+
+from fxprune.annotation import META_KEY, WeightAnnotation
+from fxprune.errors import MaskError
+from fxprune.graph.program import NAMES_KEY, ModelNames
+from fxprune.layer import find_layer
+from fxprune.nodes import get_tensor, store_tensor
+
+logger = logging.getLogger(__name__)
+
+
+def annotate(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> None:
+    """Annotate every convolution and linear node, and multiply the masks into the weights.
+
+    The weight becomes a new tensor with exact zeros where the mask is False, whatever stood there, NaN included; the
+    user's tensor is not written to. A weight without a mask gets one that is True everywhere.
+
+    Args:
+        gm: A captured graph; changed in place.
+        masks: Bool masks by parameter name, True = kept, each of its weight's shape.
+
+    Raises:
+        MaskError: A mask belongs to no weight of the graph, differs from the mask of a tied weight, or keeps a weight
+            that is not finite.
+    """
+    resolved = _resolve_names(gm, masks)
+    constants = {str(node.target): node for node in gm.graph.nodes if node.op == "get_attr"}
+    for name, mask in resolved.items():
+        _apply_mask(gm, constants[name], mask)
+    full: dict[str, torch.Tensor] = {}
+    for node in gm.graph.nodes:
+        layer = find_layer(node)
+        if layer is None:
+            continue
+        name = str(layer.weight.target)
+        if name not in resolved and name not in full:
+            _check_finite(get_tensor(gm, layer.weight), name)
+            full[name] = torch.ones(layer.weight_shape, dtype=torch.bool)
+        node.meta[META_KEY] = WeightAnnotation(name, resolved.get(name, full.get(name)))
+
+
+def _resolve_names(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the masks by the names that the graph uses, those of unused weights left out."""
+    names = cast("ModelNames", gm.meta[NAMES_KEY])
+    used = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+    resolved: dict[str, torch.Tensor] = {}
+    for name, mask in masks.items():
+        canonical = names.aliases.get(name)
+        if canonical is None:
+            raise MaskError(f"Mask '{name}' belongs to no tensor of the model.{_suggest(name, used)}")
+        _check_not_folded(name, names.folded.get(canonical, set()), mask)
+        if canonical not in used:
+            logger.debug("mask of '%s' left out: the model does not use that weight for these inputs", name)
+            continue
+        if canonical in resolved and not torch.equal(resolved[canonical], mask):
+            raise MaskError(f"Mask '{name}' differs from the mask of '{canonical}', which is the same tensor.")
+        resolved[canonical] = mask.detach().to(device="cpu", copy=True)
+    return resolved
+
+
+def _check_not_folded(name: str, made: set[str], mask: torch.Tensor) -> None:
+    if made and not bool(mask.all()):
+        raise MaskError(
+            f"Mask '{name}': the model computes {', '.join(sorted(made))} from this tensor, so zeros in it are not zeros "
+            "of the weight that runs. Make the change permanent first (torch.nn.utils.prune.remove, "
+            "torch.nn.utils.parametrize.remove_parametrizations)."
+        )
+
+
+def _suggest(name: str, used: set[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(used), n=1)
+    return f" Nearest name: '{near[0]}'." if near else " Use a name of model.named_parameters()."
+
+
+def _apply_mask(gm: fx.GraphModule, node: fx.Node, mask: torch.Tensor) -> None:
+    """Replace the constant by itself with exact zeros where the mask is False."""
+    name = str(node.target)
+    weight = get_tensor(gm, node)
+    if mask.dtype != torch.bool or mask.shape != weight.shape:
+        raise MaskError(
+            f"Mask '{name}' is {mask.dtype} {list(mask.shape)}; it needs to be bool with the weight's shape "
+            f"{list(weight.shape)}."
+        )
+    masked = torch.where(mask.to(weight.device), weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+    _check_finite(masked, name)
+    store_tensor(gm, name, masked)
+
+
+def _check_finite(weight: torch.Tensor, name: str) -> None:
+    finite = torch.isfinite(weight)
+    if not bool(finite.all()):
+        count = int(finite.numel() - finite.count_nonzero())
+        raise MaskError(
+            f"Weight '{name}' has {count} values that are kept but not finite (NaN or infinity); "
+            "prune them with a mask or repair the checkpoint."
+        )
