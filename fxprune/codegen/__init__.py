@@ -1,0 +1,1 @@
+"""Code generation: packing, kernels, schedules, building and running. The only package that imports tvm."""

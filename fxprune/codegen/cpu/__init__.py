@@ -1,0 +1,1 @@
+"""Kernels for CPUs: rows as lanes (`rows`) and pixels as lanes (`pixels`)."""

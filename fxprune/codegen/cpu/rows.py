@@ -1,0 +1,327 @@
+"""The row-lane kernel: output rows are vector lanes, pixels share the weights.
+
+    for tile of ph x pw output pixels, for block of R = lanes * q rows:
+        acc[pixel][row] = bias[row]
+        for column in columns(block):
+            acc[pixel] += broadcast(X[offset[column] + base(pixel)]) * W[block][column]      # R weights
+        Y[pixel][rows of block] = activation(acc[pixel] + residual)
+
+Activations lie channels-last, the input with a halo that covers the padding, so alignment, kernel shifts and stride
+cost nothing and no pixel is wasted: the last tile of a row overlaps the one before it and writes the same values
+again. A block whose rows are neighbours in the output stores vectors, any other block stores lane by lane.
+Source: `Elsen et al., Fast Sparse ConvNets, CVPR 2020` for gathered columns; the tile is that of a GEMM micro-kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
+from fxprune.codegen.cpu.text import Script
+from fxprune.codegen.workload import NO_HALO, Layout, Triple, Workload
+
+
+@dataclass(frozen=True)
+class RowsSchedule:
+    """Options of one row-lane kernel.
+
+    Attributes:
+        lanes: float32 lanes of a vector.
+        vectors: Vectors of rows in a tile, q; a block has lanes * vectors rows.
+        tile: Output rows and columns of pixels in a tile, (ph, pw).
+        split: What the threads share: "pixels" or "blocks".
+        chunk: Tiles that run under one block before the next block, with split "pixels"; 0 = all of a thread's tiles.
+    """
+
+    lanes: int
+    vectors: int
+    tile: tuple[int, int]
+    split: Literal["pixels", "blocks"]
+    chunk: int = 1
+
+    @property
+    def height(self) -> int:
+        """Rows of a block, R."""
+        return self.lanes * self.vectors
+
+    def __str__(self) -> str:
+        """Short form for the report."""
+        pixels = f"{self.tile[0]}x{self.tile[1]}"
+        order = f"{self.split}{self.chunk if self.split == 'pixels' else ''}"
+        return f"rows {self.lanes}x{self.vectors} tile {pixels} {order}"
+
+
+@dataclass(frozen=True)
+class RowsProblem:
+    """Sizes of the arrays of one packed layer, known when its kernel is compiled.
+
+    Attributes:
+        blocks: Blocks of rows.
+        values: Packed weights.
+        offsets: Entries of the column lists.
+        has_vector_rows: Some block's rows are neighbours in the output.
+        has_scattered_rows: Some block's rows are not.
+    """
+
+    blocks: int
+    values: int
+    offsets: int
+    has_vector_rows: bool
+    has_scattered_rows: bool
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Output positions as the kernel walks them: `lines` of `width` pixels, cut into tiles."""
+
+    spatial: Triple
+    lines: int
+    width: int
+    x_steps: tuple[int, int, int, int]
+    y_steps: tuple[int, int, int, int]
+    residual_steps: tuple[int, int, int, int] | None
+
+
+def _is_flat(layout: Layout) -> bool:
+    return layout.halo == NO_HALO
+
+
+def _grid(work: Workload) -> _Grid:
+    """Choose the walk: one long line where every pixel follows its neighbour in all tensors, else image lines."""
+    shape, layouts = work.shape, [work.x, work.y, *([work.residual] if work.residual else [])]
+    flat = shape.is_pointwise and all(_is_flat(layout) for layout in layouts)
+
+    def steps(layout: Layout, stride: Triple) -> tuple[int, int, int, int]:
+        n, _, d, h, w = layout.strides
+        return n, d * stride[0], h * stride[1], w * stride[2]
+
+    one: Triple = (1, 1, 1)
+    depth, height, width = shape.spatial_out
+    return _Grid(
+        spatial=(1, 1, shape.pixels) if flat else shape.spatial_out,
+        lines=1 if flat else shape.batch * depth * height,
+        width=shape.pixels if flat else width,
+        x_steps=steps(work.x, shape.stride),
+        y_steps=steps(work.y, one),
+        residual_steps=steps(work.residual, one) if work.residual else None,
+    )
+
+
+def tiles_of(work: Workload, tile: tuple[int, int]) -> int:
+    """Count the pixel tiles of a layer; overlapping last tiles included."""
+    grid = _grid(work)
+    height = grid.spatial[1]
+    return grid.lines // height * -(-height // tile[0]) * -(-grid.width // tile[1])
+
+
+def computed_pixels(work: Workload, tile: tuple[int, int]) -> int:
+    """Count the pixels a kernel computes, those that overlapping tiles compute twice included."""
+    return tiles_of(work, tile) * tile[0] * tile[1]
+
+
+def fits(work: Workload, tile: tuple[int, int]) -> bool:
+    """Whether a tile is no larger than the output it walks over."""
+    grid = _grid(work)
+    return tile[0] <= grid.spatial[1] and tile[1] <= grid.width
+
+
+def build_rows_kernel(name: str, work: Workload, problem: RowsProblem, schedule: RowsSchedule) -> str:
+    """Return the TVMScript of one layer.
+
+    Arguments of the function, all flat: x, values, offsets, begin, length, base, rows, count, channel, bias, cut, y and
+    residual if there is one. `channel` holds the first output channel of a block with neighbouring rows and -1 for any
+    other; `cut` the first unit (block-major, tile-minor) of every thread where the threads share blocks.
+    """
+    return _RowsWriter(name, work, problem, schedule).write()
+
+
+class _RowsWriter:
+    """Writes one kernel; the fields are what every part of the text needs."""
+
+    def __init__(self, name: str, work: Workload, problem: RowsProblem, schedule: RowsSchedule) -> None:
+        self.name, self.work, self.problem, self.schedule = name, work, problem, schedule
+        self.grid = _grid(work)
+        self.tiles = tiles_of(work, schedule.tile)
+        self.pixels = schedule.tile[0] * schedule.tile[1]
+        self.script = Script()
+
+    def write(self) -> str:
+        work, problem, threads = self.work, self.problem, self.work.threads
+        height = self.schedule.height
+        buffers = {
+            "X": (work.x.numel, "float32"),
+            "W": (max(1, problem.values), "float32"),
+            "OFF": (max(1, problem.offsets), "int32"),
+            "BEGIN": (problem.blocks, "int32"),
+            "LEN": (problem.blocks, "int32"),
+            "BASE": (problem.blocks, "int32"),
+            "ROWS": (problem.blocks * height, "int32"),
+            "COUNT": (problem.blocks, "int32"),
+            "CHANNEL": (problem.blocks, "int32"),
+            "BIAS": (problem.blocks * height, "float32"),
+            "CUT": (threads + 1, "int32"),
+            "Y": (work.y.numel, "float32"),
+        }
+        if work.residual:
+            buffers["RES"] = (work.residual.numel, "float32")
+        with self.script.function(self.name, buffers), self.script.block(f"for t in T.parallel({threads})"):
+            self._zero_halo()
+            if self.schedule.split == "blocks":
+                self._split_blocks()
+            else:
+                self._split_pixels()
+        return self.script.text
+
+    def _zero_halo(self) -> None:
+        """Write zeros around every image of the output; a thread takes every threads-th image line."""
+        y = self.work.y
+        if y.halo == NO_HALO:
+            return
+        (_, depth, height), (n_step, _, d_step, h_step, w_step) = (0, *y.padded[:2]), y.strides
+        (d0, _), (h0, _), (w0, w1) = y.halo
+        lines = y.batch * depth * height
+        per_thread = -(-lines // self.work.threads)
+        line_cells, before, after = y.padded[2] * w_step, w0 * w_step, w1 * w_step
+        d, h = f"({{line}} // {height} % {depth})", f"({{line}} % {height})"
+        with self.script.loops(
+            f"for s in T.serial({per_thread})", f"if s * {self.work.threads} + t < {lines}"
+        ):
+            line = f"(s * {self.work.threads} + t)"
+            depth_index, height_index = d.format(line=line), h.format(line=line)
+            base = (
+                f"{line} // {height * depth} * {n_step} + {depth_index} * {d_step} + {height_index} * {h_step}"
+            )
+            inside = (
+                f"{depth_index} >= {d0} and {depth_index} < {d0 + y.spatial[0]} and "
+                f"{height_index} >= {h0} and {height_index} < {h0 + y.spatial[1]}"
+            )
+            with self.script.block(f"if {inside}"):
+                for start, cells in ((0, before), (line_cells - after, after)):
+                    if cells:
+                        with self.script.block(f"for v in T.serial({cells})"):
+                            self.script.add(f"Y[{base} + {start} + v] = T.float32(0.0)")
+            with self.script.loops("else", f"for v in T.serial({line_cells})"):
+                self.script.add(f"Y[{base} + v] = T.float32(0.0)")
+
+    def _split_blocks(self) -> None:
+        tiles, blocks = self.tiles, self.problem.blocks
+        low = f"T.max(T.min(CUT[t] - b * {tiles}, {tiles}), 0)"
+        high = f"T.max(T.min(CUT[t + 1] - b * {tiles}, {tiles}), 0)"
+        with self.script.loops(f"for b in T.serial({blocks})", f"for tile in T.serial({low}, {high})"):
+            self._tile("tile")
+
+    def _split_pixels(self) -> None:
+        tiles, threads, chunk = self.tiles, self.work.threads, self.schedule.chunk
+        first, last = f"({tiles} * t // {threads})", f"({tiles} * (t + 1) // {threads})"
+        longest = -(-tiles // threads)
+        chunk = min(chunk or longest, longest)
+        start = f"{first} + c * {chunk}"
+        with self.script.loops(
+            f"for c in T.serial({-(-longest // chunk)})",
+            f"for b in T.serial({self.problem.blocks})",
+            f"for tile in T.serial({start}, T.min({start} + {chunk}, {last}))",
+        ):
+            self._tile("tile")
+
+    def _tile(self, tile: str) -> None:
+        """Compute one tile of one block."""
+        script, schedule = self.script, self.schedule
+        lanes, vectors = schedule.lanes, schedule.vectors
+        script.add('pos = T.alloc_buffer((3,), "int32", scope="local")')
+        self._positions(tile)
+        script.add(f'acc = T.alloc_buffer(({self.pixels * schedule.height},), "float32", scope="local")')
+        over_tile = (
+            f"for p in T.unroll({self.pixels})",
+            f"for k in T.unroll({vectors})",
+            f"for v in T.vectorized({lanes})",
+        )
+        cell = f"acc[(p * {vectors} + k) * {lanes} + v]"
+        with script.loops(*over_tile):
+            script.add(f"{cell} = BIAS[b * {schedule.height} + k * {lanes} + v]")
+        with script.loops("for j in T.serial(LEN[b])", *over_tile):
+            x = f"X[OFF[BEGIN[b] + j] + pos[0] + {self._pixel(self.grid.x_steps)}]"
+            w = f"W[BASE[b] + j * {schedule.height} + k * {lanes} + v]"
+            script.add(f"{cell} = {cell} + {x} * {w}")
+        self._store(cell, over_tile)
+
+    def _pixel(self, steps: tuple[int, int, int, int]) -> str:
+        """Return the element offset of pixel p inside its tile."""
+        width = self.schedule.tile[1]
+        return f"(p // {width} * {steps[2]} + p % {width} * {steps[3]})"
+
+    def _positions(self, tile: str) -> None:
+        """Set pos[0], pos[1], pos[2]: first cell of the tile in x, y and the residual, as element offsets."""
+        grid, (ph, pw) = self.grid, self.schedule.tile
+        depth, height, _ = grid.spatial
+        across, down = -(-grid.width // pw), -(-height // ph)
+        w = f"T.min({tile} % {across} * {pw}, {grid.width - pw})"
+        h = f"T.min({tile} // {across} % {down} * {ph}, {height - ph})"
+        plane = f"({tile} // {across * down})"
+        d, n = f"({plane} % {depth})", f"({plane} // {depth})"
+        origins = [self._x_origin(), self.work.y.origin, self.work.residual.origin if self.work.residual else 0]
+        all_steps = [grid.x_steps, grid.y_steps, grid.residual_steps]
+        for index, (origin, steps) in enumerate(zip(origins, all_steps, strict=True)):
+            if steps is not None:
+                offset = " + ".join(f"{i} * {step}" for i, step in zip((n, d, h, w), steps, strict=True))
+                self.script.add(f"pos[{index}] = {offset} + {origin}")
+
+    def _x_origin(self) -> int:
+        """Element offset of the first tap of the first output position."""
+        _, _, *steps = self.work.x.strides
+        halo, padding = self.work.x.halo, self.work.shape.padding
+        return sum((h[0] - p[0]) * step for h, p, step in zip(halo, padding, steps, strict=True))
+
+    def _store(self, cell: str, over_tile: tuple[str, ...]) -> None:
+        script, problem = self.script, self.problem
+        if problem.has_vector_rows and problem.has_scattered_rows:
+            with script.block("if CHANNEL[b] >= 0"):
+                self._store_vectors(cell, over_tile)
+            with script.block("else"):
+                self._store_lanes(cell, over_tile)
+        elif problem.has_vector_rows:
+            self._store_vectors(cell, over_tile)
+        else:
+            self._store_lanes(cell, over_tile)
+
+    def _activation(self, cell: str) -> list[str]:
+        return activation_statements(cell, self.work.activation, self.work.activation_args, "v")
+
+    def _temporaries(self) -> None:
+        for name in TEMPORARIES:
+            self.script.add(f'{name} = T.alloc_buffer(({self.schedule.lanes},), "float32", scope="local")')
+
+    def _store_vectors(self, cell: str, over_tile: tuple[str, ...]) -> None:
+        lanes, grid = self.schedule.lanes, self.grid
+        self._temporaries()
+        with self.script.loops(*over_tile):
+            at = f"CHANNEL[b] + k * {lanes} + v"
+            if grid.residual_steps is not None:
+                residual = f"RES[pos[2] + {self._pixel(grid.residual_steps)} + {at}]"
+                self.script.add(f"{cell} = {cell} + {residual}")
+            self.script.add(*self._activation(cell))
+            self.script.add(f"Y[pos[1] + {self._pixel(grid.y_steps)} + {at}] = {cell}")
+
+    def _store_lanes(self, cell: str, over_tile: tuple[str, ...]) -> None:
+        """Store lane by lane: values go to memory first, a block's real rows from there to their channels."""
+        script, height, grid, lanes = self.script, self.schedule.height, self.grid, self.schedule.lanes
+        cells = self.pixels * height
+        script.add(f'out = T.alloc_buffer(({cells},), "float32", scope="local")')
+        self._temporaries()
+        if grid.residual_steps is None:
+            with script.loops(*over_tile):
+                script.add(*self._activation(cell), f"out[(p * {self.schedule.vectors} + k) * {lanes} + v] = {cell}")
+            self._move_lanes(f"Y[pos[1] + {self._pixel(grid.y_steps)} + ROWS[b * {height} + r]]", f"out[p * {height} + r]")
+            return
+        with script.loops(f"for p in T.serial({self.pixels})", f"for r in T.serial({height})"):
+            script.add(f"out[p * {height} + r] = T.float32(0.0)")
+        residual = f"RES[pos[2] + {self._pixel(grid.residual_steps)} + ROWS[b * {height} + r]]"
+        self._move_lanes(f"out[p * {height} + r]", residual)
+        with script.loops(*over_tile):
+            script.add(f"{cell} = {cell} + out[(p * {self.schedule.vectors} + k) * {lanes} + v]")
+            script.add(*self._activation(cell), f"out[(p * {self.schedule.vectors} + k) * {lanes} + v] = {cell}")
+        self._move_lanes(f"Y[pos[1] + {self._pixel(grid.y_steps)} + ROWS[b * {height} + r]]", f"out[p * {height} + r]")
+
+    def _move_lanes(self, target: str, source: str) -> None:
+        with self.script.loops(f"for p in T.serial({self.pixels})", "for r in T.serial(COUNT[b])"):
+            self.script.add(f"{target} = {source}")

@@ -1,0 +1,139 @@
+"""The packed form of a sparse weight: blocks of rows that share a column list.
+
+A row group taller than a kernel's tile is cut into blocks of `height` rows that share one column list; a ragged last
+block is filled with zero rows. Rows that no group holds become blocks without columns, so that every output channel
+gets its bias and activation. Values of a block lie as [C, height], one column after another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.annotation import IndexArray, RowGroupPattern
+
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """A weight packed for kernels whose tile is `height` rows.
+
+    Invariant (tested): `unpack() == weight * covered cells of the pattern`.
+
+    Attributes:
+        pattern: Which cells are stored.
+        height: Rows of a block, zero rows of ragged blocks included.
+        values: Values of all blocks, [sum of length * height].
+        columns: Column lists of all groups, one after another.
+        begin: First entry of `columns` of each block, [B].
+        length: Columns of each block, [B]; 0 for rows without any stored cell.
+        base: First entry of `values` of each block, [B].
+        rows: Output row of every lane, [B * height]; -1 marks a zero row.
+        count: Real rows of each block, [B].
+    """
+
+    pattern: RowGroupPattern
+    height: int
+    values: Float32Array
+    columns: IndexArray
+    begin: IndexArray
+    length: IndexArray
+    base: IndexArray
+    rows: IndexArray
+    count: IndexArray
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks, B."""
+        return int(self.begin.size)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of values and indices."""
+        arrays = (self.values, self.columns, self.begin, self.length, self.base, self.rows, self.count)
+        return sum(int(array.nbytes) for array in arrays)
+
+    @property
+    def stored(self) -> int:
+        """Stored cells, zero rows of ragged blocks included: what a kernel really multiplies."""
+        return int(self.values.size)
+
+    def per_lane(self, vector: Float32Array) -> Float32Array:
+        """Spread one value per output row over the lanes of the blocks, [O] -> [B * height]; zero rows get 0."""
+        return np.where(self.rows >= 0, vector[np.maximum(self.rows, 0)], np.float32(0)).astype(np.float32)
+
+    def unpack(self) -> Float32Array:
+        """Return the stored weight as a dense array, [O, K]."""
+        dense = np.zeros(self.pattern.shape, dtype=np.float32)
+        for block in range(self.blocks):
+            length, count = int(self.length[block]), int(self.count[block])
+            begin, base = int(self.begin[block]), int(self.base[block])
+            cells = self.values[base : base + length * self.height].reshape(length, self.height)
+            rows = self.rows[block * self.height : block * self.height + count]
+            dense[np.ix_(rows, self.columns[begin : begin + length])] = cells[:, :count].T
+        return dense
+
+
+def _row_lists(pattern: RowGroupPattern) -> list[tuple[IndexArray, IndexArray]]:
+    """List (rows, columns) of every group, then the rows of no group with an empty column list."""
+    lists = [(group.rows, group.columns) for group in pattern.groups]
+    free = np.ones(pattern.shape[0], dtype=bool)
+    for rows, _ in lists:
+        free[rows] = False
+    rest = np.flatnonzero(free).astype(np.int32)
+    if rest.size:
+        lists.append((rest, np.zeros(0, dtype=np.int32)))
+    return lists
+
+
+def _pack_rows(weight: Float32Array, rows: IndexArray, columns: IndexArray, height: int) -> Float32Array:
+    """Return the blocks of one group as one array, [blocks, C, height]."""
+    blocks = -(-rows.size // height)
+    cells = np.zeros((blocks * height, columns.size), dtype=np.float32)
+    cells[: rows.size] = weight[rows[:, None], columns[None, :]]
+    return cells.reshape(blocks, height, columns.size).transpose(0, 2, 1)
+
+
+def pack(weight: Float32Array, pattern: RowGroupPattern, height: int) -> PackedWeight:
+    """Pack a weight for kernels that compute `height` rows at once.
+
+    Args:
+        weight: The 2-D view, [O, K].
+        pattern: The cells to store; no group crosses a convolution group.
+        height: Rows of one block.
+    """
+    values, columns, begin, length, base, rows, count = [], [], [], [], [], [], []
+    stored, position = 0, 0
+    for group_rows, group_columns in _row_lists(pattern):
+        cells = _pack_rows(weight, group_rows, group_columns, height)
+        for block in range(cells.shape[0]):
+            part = group_rows[block * height : (block + 1) * height]
+            begin.append(position)
+            length.append(group_columns.size)
+            base.append(stored + block * group_columns.size * height)
+            rows.append(np.pad(part, (0, height - part.size), constant_values=-1))
+            count.append(part.size)
+        values.append(cells.reshape(-1))
+        columns.append(group_columns)
+        stored += cells.size
+        position += group_columns.size
+    as_index = [np.asarray(array, dtype=np.int32) for array in (begin, length, base, count)]
+    return PackedWeight(
+        pattern=pattern,
+        height=height,
+        values=np.concatenate(values) if values else np.zeros(0, dtype=np.float32),
+        columns=np.concatenate(columns) if columns else np.zeros(0, dtype=np.int32),
+        begin=as_index[0],
+        length=as_index[1],
+        base=as_index[2],
+        rows=np.concatenate(rows).astype(np.int32),
+        count=as_index[3],
+    )
+
+
+def padded_stored(pattern: RowGroupPattern, height: int) -> int:
+    """Count the cells that `pack` would store at this height, without packing."""
+    return sum(-(-group.height // height) * height * int(group.columns.size) for group in pattern.groups)

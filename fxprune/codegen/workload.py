@@ -1,0 +1,169 @@
+"""What a kernel computes: shapes, tensor layouts and epilogue, all known when it is compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import numpy as np
+
+from fxprune.annotation import IndexArray
+
+Triple = tuple[int, int, int]
+"""One value per spatial axis, depth, height, width; missing leading axes have size 1."""
+
+Halo = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Zero cells (before, after) on each spatial axis."""
+
+NO_HALO: Halo = ((0, 0), (0, 0), (0, 0))
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """Geometry of one convolution; a linear layer is a 1x1x1 convolution over a row of tokens.
+
+    Attributes:
+        batch: N.
+        channels_in: I.
+        channels_out: O.
+        spatial_in: Input depth, height, width, without padding.
+        kernel: kd, kh, kw.
+        stride: One step per spatial axis.
+        padding: Zero cells (before, after) per spatial axis.
+        dilation: One distance per spatial axis.
+        groups: Convolution groups; the weight's 2-D view has I/groups * kd * kh * kw columns.
+    """
+
+    batch: int
+    channels_in: int
+    channels_out: int
+    spatial_in: Triple
+    kernel: Triple
+    stride: Triple
+    padding: Halo
+    dilation: Triple
+    groups: int
+
+    @property
+    def spatial_out(self) -> Triple:
+        """Output depth, height, width."""
+        depth, height, width = (
+            (size + low + high - dilation * (kernel - 1) - 1) // stride + 1
+            for size, (low, high), dilation, kernel, stride in zip(
+                self.spatial_in, self.padding, self.dilation, self.kernel, self.stride, strict=True
+            )
+        )
+        return depth, height, width
+
+    @property
+    def columns(self) -> int:
+        """Columns of the weight's 2-D view."""
+        return self.channels_in // self.groups * prod(self.kernel)
+
+    @property
+    def pixels(self) -> int:
+        """Output positions over the whole batch."""
+        return self.batch * prod(self.spatial_out)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every output position reads exactly the input position of the same index."""
+        return prod(self.kernel) == 1 and self.stride == (1, 1, 1) and self.padding == NO_HALO
+
+    def macs(self, cells: int) -> int:
+        """Multiply-adds of this layer when `cells` weights are stored."""
+        return cells * self.pixels
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an activation [N, C, D, H, W] lies in a flat float32 buffer.
+
+    Attributes:
+        order: "nhwc" (channels innermost) or "nchw" (width innermost).
+        batch: N.
+        channels: Channels stored, padding channels included.
+        spatial: Depth, height, width without halo.
+        halo: Zero cells around each image; only "nhwc" buffers have any.
+    """
+
+    order: Literal["nhwc", "nchw"]
+    batch: int
+    channels: int
+    spatial: Triple
+    halo: Halo = NO_HALO
+
+    @property
+    def padded(self) -> Triple:
+        """Depth, height, width with halo."""
+        depth, height, width = (s + low + high for s, (low, high) in zip(self.spatial, self.halo, strict=True))
+        return depth, height, width
+
+    @property
+    def numel(self) -> int:
+        """Elements of the buffer."""
+        return self.batch * self.channels * prod(self.padded)
+
+    @property
+    def strides(self) -> tuple[int, int, int, int, int]:
+        """Element strides of N, C, D, H, W."""
+        depth, height, width = self.padded
+        c = self.channels
+        if self.order == "nhwc":
+            return depth * height * width * c, 1, height * width * c, width * c, c
+        return c * depth * height * width, depth * height * width, height * width, width, 1
+
+    @property
+    def origin(self) -> int:
+        """Element offset of the first cell inside the halo."""
+        _, _, *spatial = self.strides
+        return sum(low * stride for (low, _), stride in zip(self.halo, spatial, strict=True))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One layer as a kernel sees it.
+
+    Attributes:
+        shape: The convolution.
+        x: Layout of the input; its halo covers the padding for "nhwc".
+        y: Layout of the output.
+        residual: Layout of the tensor that is added before the activation.
+        activation: Name as in `fxprune.operators`, or None.
+        activation_args: Its numbers, e.g. the bounds of hardtanh.
+        threads: Threads the kernel splits its work over.
+    """
+
+    shape: ConvShape
+    x: Layout
+    y: Layout
+    residual: Layout | None
+    activation: str | None
+    activation_args: tuple[float, ...]
+    threads: int
+
+
+def column_offsets(columns: IndexArray, group: int, work: Workload, channel_map: IndexArray | None) -> IndexArray:
+    """Turn columns of the weight's 2-D view into element offsets from the first tap of an output position.
+
+    Args:
+        columns: Column indices, [C].
+        group: The convolution group whose input channels they count from.
+        work: The layer; its input layout says where channels and taps lie.
+        channel_map: Position of every input channel in the buffer, [I], or None where channels are in order.
+
+    Returns:
+        Offsets in elements, [C], int32.
+    """
+    shape, strides = work.shape, work.x.strides
+    per_group = shape.channels_in // shape.groups
+    channel, depth, height, width = np.unravel_index(columns, (per_group, *shape.kernel))
+    channel = channel + group * per_group
+    if channel_map is not None:
+        channel = channel_map[channel]
+    taps = (depth, height, width)
+    offset = channel * strides[1]
+    for tap, dilation, stride in zip(taps, shape.dilation, strides[2:], strict=True):
+        offset = offset + tap * dilation * stride
+    return offset.astype(np.int32)
