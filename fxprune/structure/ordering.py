@@ -1,7 +1,7 @@
 """Orders of rows in which rows that share columns stand next to each other.
 
-Two rules, for two kinds of mask. Pairing level by level makes balanced groups of 2, 4, 8 ... rows: best where rows share
-columns only by degree. Average linkage makes groups of any size and leaves odd rows outside: best for blocks with
+Two rules, for two kinds of mask. Pairing level by level makes balanced groups of 2, 4, 8 ... rows: best where rows
+share columns only by degree. Average linkage makes groups of any size and leaves odd rows outside: best for blocks with
 strays. Both compare rows by the Jaccard index, shared columns over columns of either. Cells are counted by a float32
 matrix product, exact below 2**24 columns, so the order is the same on every machine; ties go to the lowest index.
 """
@@ -66,7 +66,8 @@ def _order_by_linkage(counts: NDArray[np.float32]) -> IntArray:
         return np.arange(len(counts))
     distance = 1.0 - _measure_likeness(counts).astype(np.float64)
     np.fill_diagonal(distance, 0.0)
-    return leaves_list(linkage(squareform(distance, checks=False), "average")).astype(np.int64)
+    leaves: IntArray = leaves_list(linkage(squareform(distance, checks=False), "average")).astype(np.int64)
+    return leaves
 
 
 def _order_by_pairing(counts: NDArray[np.float32], tallest: int) -> IntArray:
