@@ -23,22 +23,23 @@ def _build(room: str, *below: str) -> None:
     HOUSE[room] = frozenset(reach)
 
 
-# From the ground up; the house of the architecture page. `report` and `structure` know nothing of the graph, `codegen`
-# nothing of the passes, and only the compiler joins the wings.
+# From the ground up; the house of the architecture page. The wings (structure, codegen) and the report know nothing of
+# each other, and only the compiler joins them.
 _build("errors")
 _build("annotation", "errors")
 _build("masks", "errors")
+_build("operators", "errors")
 _build("report", "annotation")
 _build("structure", "annotation")
-_build("layer", "annotation")
-_build("operators", "annotation")
-_build("printer", "layer", "operators")
-_build("codegen", "layer", "operators")
+_build("nodes", "annotation")
+_build("layer", "nodes", "operators")
+_build("codegen", "layer")
+_build("printer", "layer")
 _build("verify", "printer")
 _build("debug", "printer")
-_build("graph", "verify", "debug", "masks")
-_build("passes", "graph", "structure", "report")
-_build("compiled", "passes", "codegen")
+_build("graph", "masks", "verify", "debug")
+_build("passes", "graph", "structure")
+_build("compiled", "passes", "codegen", "report")
 _build("compiler", "compiled")
 _build("__init__", "compiler")
 
