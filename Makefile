@@ -55,7 +55,7 @@ golden: $(STAMP) ## rewrite the golden files of the tests; read the difference b
 	$(BIN)/python -m pytest --update-golden $(ARGS)
 
 dump: $(STAMP) ## write every stage of a compiled ResNet-18 to build/dump
-	FXPRUNE_DUMP=$(DUMP) $(BIN)/python scripts/dump_resnet18.py
+	FXPRUNE_DUMP=$(DUMP) $(BIN)/python -m scripts.dump_resnet18
 	@ls $(DUMP)
 
 metrics: $(STAMP) ## sizes, annotations and docstrings of the code, one row a folder
