@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from benchmarks.case import Problem
 from fxprune.errors import FxpruneError
@@ -185,20 +186,32 @@ def _build_openvino(setting: Setting) -> Forward:
     return forward
 
 
+@dataclass(frozen=True)
+class CompiledForward:
+    """The callable of the fxprune peer.
+
+    Attributes:
+        compiled: The compiled module; its `report` says what was done to every layer.
+        x: Input, contiguous.
+    """
+
+    compiled: nn.Module
+    x: torch.Tensor
+
+    def __call__(self) -> torch.Tensor:
+        """Run the model once."""
+        with torch.no_grad():
+            y: torch.Tensor = self.compiled(self.x)
+        return y
+
+
 def _build_fxprune(setting: Setting) -> Forward:
     import fxprune
 
     problem = setting.problem
-    compiled = fxprune.compile(
-        problem.model, problem.masks, example_inputs=(problem.x,), options={"threads": setting.threads}
-    )
-
-    def forward() -> torch.Tensor:
-        with torch.no_grad():
-            y: torch.Tensor = compiled(problem.x)
-        return y
-
-    return forward
+    options = {"threads": setting.threads}
+    compiled = fxprune.compile(problem.model, problem.masks, example_inputs=(problem.x,), options=options)
+    return CompiledForward(compiled, problem.x)
 
 
 def export_onnx(setting: Setting) -> str:

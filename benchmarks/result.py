@@ -93,6 +93,11 @@ class CaseResult:
             return None
         return peer.median_ms / other.median_ms
 
+    @property
+    def spread(self) -> float:
+        """Largest ratio of median to best over the engines; near 1 on a quiet machine."""
+        return max((p.median_ms / p.best_ms for p in self.peers if p.median_ms and p.best_ms), default=1.0)
+
     def to_dict(self) -> dict[str, object]:
         """Return the fields and the figures derived from them."""
         fastest = self.fastest_dense()
@@ -101,6 +106,7 @@ class CaseResult:
             "fastest_dense": fastest.name if fastest else None,
             "ratio_to_fastest_dense": self.ratio(fastest),
             "ratio_to_eager": self.ratio(self.find("eager")),
+            "spread": self.spread,
         }
 
 

@@ -11,21 +11,20 @@ import dataclasses
 import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.alone import add_alone_times
 from benchmarks.case import Case
+from benchmarks.console import format_machine, make_on_step, open_progress, print_case
 from benchmarks.masks import STRUCTURES
 from benchmarks.measure import Bench
 from benchmarks.models import MODELS
 from benchmarks.peers import PEERS
 from benchmarks.plot import draw_run
-from benchmarks.result import BenchmarkRun, CaseResult, start_run
-from benchmarks.table import format_table
+from benchmarks.result import CaseResult, start_run
 from benchmarks.timing import Schedule
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 result = add_alone_times(result, options.threads, options.rounds, on_step)
             run = dataclasses.replace(run, cases=(*run.cases, result))
             run.write(output)
-            console.print(format_table(result))
+            print_case(console, result)
     console.print(format_machine(run))
     console.print(f"written: {output}", soft_wrap=True)
     if options.plot:
@@ -90,36 +89,6 @@ def list_cases(options: argparse.Namespace) -> list[Case]:
         for rows in (options.rows if structure == "rowgroup" else [0])
         for sparsity in options.sparsity
     ]
-
-
-def open_progress(console: Console) -> Progress:
-    """Make the progress bar of the benchmark programs."""
-    return Progress(
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-
-
-def make_on_step(progress: Progress, steps: int) -> Callable[[str], None]:
-    """Make the function that moves the bar: it is told each step as it begins."""
-    task = progress.add_task("starting", total=steps)
-    begun = itertools.count()
-
-    def on_step(description: str) -> None:
-        progress.update(task, description=description, completed=next(begun))
-
-    return on_step
-
-
-def format_machine(run: BenchmarkRun) -> str:
-    """Describe the machine and the versions in one line."""
-    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    return f"{run.cpu} ({run.isa}), {run.threads} threads of {run.cores} cores, fp32. {versions}."
 
 
 def is_bad(result: CaseResult) -> bool:

@@ -1,0 +1,46 @@
+"""Models are reproducible, in eval mode, and their output depends on their input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.case import Case, build_problem
+from benchmarks.models import build_model, make_input
+
+
+def test_one_seed_gives_one_model_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    first, again = build_model("resnet18", 3), build_model("resnet18", 3)
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_batch_norm_statistics_are_random_and_the_model_is_in_eval_mode() -> None:
+    norm = build_model("resnet18").get_submodule("layer1.0.bn1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert float(norm.running_mean.std()) == pytest.approx(0.1, rel=0.5)
+    assert float(norm.weight.detach().min()) >= 0.5
+    assert not norm.training
+
+
+def test_refuses_an_unknown_model() -> None:
+    with pytest.raises(ValueError, match="resnet51"):
+        build_model("resnet51")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_the_output_of_a_masked_model_depends_on_its_input(name: str) -> None:
+    problem = build_problem(Case(name, 1, "unstructured", 0.8))
+    with torch.no_grad():
+        other = problem.masked(make_input(1, seed=1))
+    assert problem.find_error(other) > 1e-3
+
+
+def test_refuses_a_batch_of_zero() -> None:
+    with pytest.raises(ValueError, match="batch"):
+        build_problem(Case("resnet18", 0, "channel", 0.5))
