@@ -40,6 +40,7 @@ class MemoryResult:
     Attributes:
         name: Name of the peer.
         build_seconds: Time to build, first call included.
+        base_mb: At the start, only Python, torch and the benchmark loaded.
         before_mb: Before the build, the model and its masks loaded.
         build_peak_mb: Peak during the build.
         idle_mb: After it, with the user's model and masks let go of and free memory returned to the system.
@@ -48,6 +49,7 @@ class MemoryResult:
 
     name: str
     build_seconds: float
+    base_mb: float
     before_mb: float
     build_peak_mb: float
     idle_mb: float
@@ -73,6 +75,7 @@ def measure_here(name: str, case: Case, threads: int) -> MemoryResult:
         PeerError: The peer cannot be built.
     """
     peer = next(peer for peer in PEERS if peer.name == name)
+    base = _read("VmRSS")
     problem = build_problem(case)
     _release()
     _reset_peak()
@@ -87,7 +90,7 @@ def measure_here(name: str, case: Case, threads: int) -> MemoryResult:
     idle = _read("VmRSS")
     for _ in range(_CALLS):
         forward()
-    return MemoryResult(name, build_seconds, before, build_peak, idle, _read("VmHWM"))
+    return MemoryResult(name, build_seconds, base, before, build_peak, idle, _read("VmHWM"))
 
 
 def measure_in_subprocess(name: str, case: Case, threads: int) -> MemoryResult:
@@ -111,10 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = options.rows if options.structure == "rowgroup" else 0
     case = Case(options.model, options.batch, options.structure, options.sparsity, rows)
     if options.child:
-        sys.stdout.write(json.dumps(dataclasses.asdict(measure_here(options.child, case, options.threads))) + "\n")
-        return 0
+        return _run_child(options.child, case, options.threads)
     console = Console()
-    table = Table("engine", "build s", "before", "build peak", "idle", "run peak", title=f"{case.label}: resident MB")
+    table = Table(
+        "engine", "build s", "base", "before", "build peak", "idle", "run peak", title=f"{case.label}: resident MB"
+    )
     failures: list[str] = []
     with open_progress(console) as progress:
         on_step = make_on_step(progress, len(options.peers))
@@ -129,6 +133,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             table.add_row(name, f"{result.build_seconds:.1f}", *[f"{value:.0f}" for value in values])
     console.print(table, *failures, sep="\n")
     return int(bool(failures))
+
+
+def _run_child(name: str, case: Case, threads: int) -> int:
+    """Measure here and write the result as one line of JSON, or the reason why not to stderr."""
+    try:
+        result = measure_here(name, case, threads)
+    except PeerError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(json.dumps(dataclasses.asdict(result)) + "\n")
+    return 0
 
 
 def _build_parser() -> argparse.ArgumentParser:

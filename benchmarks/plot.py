@@ -49,7 +49,7 @@ def _draw_bars(axes: Axes, result: CaseResult) -> None:
     bars = axes.barh([peer.title for peer, _ in timed], [median for _, median in timed], color=colours)
     axes.bar_label(bars, [f"{median:.1f} ms" for _, median in timed], padding=3)
     axes.invert_yaxis()
-    axes.margins(x=0.15)
+    axes.margins(x=0.22)
     axes.set_xlabel("median latency, ms")
     ratio = result.ratio(result.fastest_dense())
     speed_up = "" if ratio is None else f"\n{ratio:.2f}x the fastest dense peer, limit from MACs {result.limit:.2f}x"
