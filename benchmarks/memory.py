@@ -116,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.child:
         return _run_child(options.child, case, options.threads)
     console = Console()
+    title = f"{case.label}: resident MB"
     table = Table(
         "engine", "build s", "base", "before", "build peak", "idle", "run peak", title=f"{case.label}: resident MB"
     )
