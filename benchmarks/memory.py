@@ -117,9 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run_child(options.child, case, options.threads)
     console = Console()
     title = f"{case.label}: resident MB"
-    table = Table(
-        "engine", "build s", "base", "before", "build peak", "idle", "run peak", title=f"{case.label}: resident MB"
-    )
+    table = Table("engine", "build s", "base", "before", "build peak", "idle", "run peak", title=title)
     failures: list[str] = []
     with open_progress(console) as progress:
         on_step = make_on_step(progress, len(options.peers))

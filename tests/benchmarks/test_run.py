@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -94,10 +95,8 @@ def test_memory_of_a_failed_process_is_reported_and_returns_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fake_run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        good = (
-            '{"name": "eager", "build_seconds": 1, "before_mb": 1, "build_peak_mb": 3, "idle_mb": 2, "run_peak_mb": 2}'
-        )
         name = command[command.index("--child") + 1]
+        good = json.dumps(dataclasses.asdict(memory.MemoryResult(name, 1.0, 90.0, 100.0, 300.0, 200.0, 210.0)))
         return subprocess.CompletedProcess(command, int(name != "eager"), good, "a warning\nno such thing\n")
 
     monkeypatch.setattr(subprocess, "run", fake_run)
