@@ -29,9 +29,7 @@ _CONVOLUTIONS = frozenset(
         fused_convolution,
     }
 )
-_TRANSPOSED = frozenset(
-    {_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input}
-)
+_TRANSPOSED = frozenset({_aten.conv_transpose1d.default, _aten.conv_transpose2d.input, _aten.conv_transpose3d.input})
 _LINEAR = frozenset({_aten.linear.default, fused_linear})
 
 
@@ -91,7 +89,7 @@ class Layer:
     def positions(self) -> int:
         """How often each cell of the weight is used: pixels of the whole batch (input pixels if transposed)."""
         if self.kind == "conv_transpose":
-            return math.prod(self.input.meta["val"].shape) // self.weight_shape[0]
+            return int(self.input.meta["val"].numel()) // max(1, self.weight_shape[0])
         return math.prod(self.output_shape) // max(1, self.out_channels)
 
     @property
@@ -120,6 +118,8 @@ def find_layer(node: fx.Node) -> Layer | None:
         return None
     transposed = target in _TRANSPOSED or bool(arguments.get("transposed", False))
     kind = "linear" if target in _LINEAR else "conv_transpose" if transposed else "conv"
+    if kind == "linear" and cast("fx.Node", weight).meta["val"].ndim != 2:
+        return None
     return _view(node, kind, arguments)
 
 
@@ -156,8 +156,10 @@ def _per_axis(value: Argument, dims: int) -> tuple[int, ...]:
     return values * dims if len(values) == 1 else values
 
 
-def _resolve_padding(padding: Argument, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Return (low, high) a spatial axis for numbers, pairs, "valid" and "same" (whose odd zero goes to the high end)."""
+def _resolve_padding(
+    padding: Argument, kernel: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    """Return (low, high) a spatial axis for numbers, pairs, "valid" and "same" (the odd zero goes to the high end)."""
     if padding == "same":
         totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)

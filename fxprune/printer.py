@@ -8,7 +8,6 @@ from torch.fx.node import Argument
 
 from fxprune.annotation import META_KEY, WeightAnnotation
 
-_SEQUENCE_BRACKETS = {list: "[]", tuple: "()"}
 _LONGEST_SEQUENCE = 8
 
 
@@ -70,8 +69,8 @@ def format_argument(argument: Argument) -> str:
     if isinstance(argument, fx.Node):
         return str(argument.target) if argument.op == "get_attr" else f"%{argument.name}"
     if isinstance(argument, (list, tuple)):
-        left, right = _SEQUENCE_BRACKETS.get(type(argument), "[]")
-        return f"{left}{', '.join(format_argument(item) for item in argument)}{right}"
+        inside = ", ".join(format_argument(item) for item in argument)
+        return f"({inside})" if isinstance(argument, tuple) else f"[{inside}]"
     if isinstance(argument, dict):
         return "{" + ", ".join(f"{key}: {format_argument(item)}" for key, item in argument.items()) + "}"
     if isinstance(argument, float):

@@ -42,14 +42,14 @@ def verify(gm: fx.GraphModule) -> None:
                 raise VerifyError(f"{where}: {fault}\n{format_excerpt(node)}")
 
 
-def check_operation(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG001 - every rule has this signature
+def check_operation(_: fx.GraphModule, node: fx.Node) -> str | None:
     """Nodes are inputs, constants, function calls and one output; no modules, no methods."""
     if node.op in _OPERATIONS:
         return None
     return f"it is a {node.op}; a captured graph holds {', '.join(_OPERATIONS)} only."
 
 
-def check_output(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG001
+def check_output(_: fx.GraphModule, node: fx.Node) -> str | None:
     """The output is one flat tuple of nodes and plain values."""
     if node.op != "output":
         return None
@@ -58,7 +58,7 @@ def check_output(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG0
     return None if flat else "the output is not a flat tuple; how it nests is kept in Captured.out_spec."
 
 
-def check_functional(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG001
+def check_functional(_: fx.GraphModule, node: fx.Node) -> str | None:
     """No operator writes into its inputs."""
     if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
         return f"{node.target} writes into its input; a captured graph is functional."
@@ -79,14 +79,14 @@ def check_constant(gm: fx.GraphModule, node: fx.Node) -> str | None:
     return None
 
 
-def check_value(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG001
+def check_value(_: fx.GraphModule, node: fx.Node) -> str | None:
     """Every input and every call has `meta["val"]`."""
     if node.op in ("placeholder", "call_function") and "val" not in node.meta:
         return "it has no meta['val']; copy it with copy_meta or run tidy."
     return None
 
 
-def check_view(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG001
+def check_view(_: fx.GraphModule, node: fx.Node) -> str | None:
     """The sizes written in a view are the sizes of its value."""
     if node.target not in _VIEWS:
         return None
@@ -99,17 +99,22 @@ def check_view(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG001
     return None if fits else f"it views as {list(sizes)}, its value has shape {found}; a cut channel left a literal."
 
 
-def check_layer_shapes(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG001
+def check_layer_shapes(_: fx.GraphModule, node: fx.Node) -> str | None:
     """Input, weight, bias and output of a layer agree in their channels."""
     layer = find_layer(node)
     if layer is None:
         return None
     axis = -1 if layer.kind == "linear" else -1 - layer.dims
-    found = {"input channels": layer.input.meta["val"].shape[axis], "output channels": layer.output_shape[axis]}
-    needed = {"input channels": _input_channels(layer), "output channels": layer.out_channels}
+    found: dict[str, object] = {
+        "input channels": layer.input.meta["val"].shape[axis],
+        "output channels": layer.output_shape[axis],
+    }
+    needed: dict[str, object] = {"input channels": _input_channels(layer), "output channels": layer.out_channels}
     if layer.bias is not None:
         found["bias sizes"], needed["bias sizes"] = list(layer.bias.meta["val"].shape), [layer.out_channels]
-    wrong = [f"{what} {found[what]} where its weight has {needed[what]}" for what in found if found[what] != needed[what]]
+    wrong = [
+        f"{what} {found[what]} where its weight has {needed[what]}" for what in found if found[what] != needed[what]
+    ]
     return f"weight {list(layer.weight_shape)}, groups {layer.groups}: {'; '.join(wrong)}." if wrong else None
 
 
@@ -119,7 +124,7 @@ def _input_channels(layer: Layer) -> int:
     return layer.weight_shape[1] * layer.groups
 
 
-def check_residual(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG001
+def check_residual(_: fx.GraphModule, node: fx.Node) -> str | None:
     """The residual of a fused layer has exactly the output's shape and type."""
     layer = find_layer(node)
     if layer is None or layer.residual is None:
@@ -130,7 +135,7 @@ def check_residual(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: AR
     return f"residual is {value.dtype} {list(value.shape)}, the output {output.dtype} {list(output.shape)}."
 
 
-def check_annotation_place(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG001
+def check_annotation_place(_: fx.GraphModule, node: fx.Node) -> str | None:
     """An annotation stands on a node that owns a weight, and nowhere else."""
     found = node.meta.get(META_KEY)
     if found is None:
@@ -140,7 +145,7 @@ def check_annotation_place(gm: fx.GraphModule, node: fx.Node) -> str | None:  # 
     return None if find_layer(node) is not None else "it carries an annotation and owns no weight."
 
 
-def check_mask(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG001
+def check_mask(_: fx.GraphModule, node: fx.Node) -> str | None:
     """The mask is bool, on the CPU, with the weight's shape."""
     annotation, layer = annotation_of(node), find_layer(node)
     if annotation is None or layer is None:
@@ -168,7 +173,7 @@ def check_zeros(gm: fx.GraphModule, node: fx.Node) -> str | None:
     return f"{count} weights are not zero where the mask is False; annotate writes the zeros." if count else None
 
 
-def check_pattern(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG001
+def check_pattern(_: fx.GraphModule, node: fx.Node) -> str | None:
     """A pattern has the shape of the 2-D view and covers every True cell of the mask."""
     annotation = annotation_of(node)
     if annotation is None or annotation.pattern is None:
@@ -180,7 +185,7 @@ def check_pattern(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG
     return f"pattern misses {missed} of {annotation.nnz} kept weights." if missed else None
 
 
-def check_getitem(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG001
+def check_getitem(_: fx.GraphModule, node: fx.Node) -> str | None:
     """A getitem takes an existing element of a tuple or list."""
     if node.target is not operator.getitem:
         return None
@@ -188,7 +193,8 @@ def check_getitem(gm: fx.GraphModule, node: fx.Node) -> str | None:  # noqa: ARG
     value = source.meta.get("val") if isinstance(source, fx.Node) else None
     if isinstance(value, (list, tuple)) and isinstance(index, int) and index < len(value):
         return None
-    return f"it takes element {index} of something with {len(value) if isinstance(value, (list, tuple)) else 'no'} elements."
+    count = len(value) if isinstance(value, (list, tuple)) else "no"
+    return f"it takes element {index} of something with {count} elements."
 
 
 RULES: tuple[Rule, ...] = (

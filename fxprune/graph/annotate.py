@@ -46,7 +46,7 @@ def annotate(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> None:
         if name not in resolved and name not in full:
             _check_finite(get_tensor(gm, layer.weight), name)
             full[name] = torch.ones(layer.weight_shape, dtype=torch.bool)
-        node.meta[META_KEY] = WeightAnnotation(name, resolved.get(name, full.get(name)))
+        node.meta[META_KEY] = WeightAnnotation(name, resolved[name] if name in resolved else full[name])
 
 
 def _resolve_names(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -71,8 +71,8 @@ def _resolve_names(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> dic
 def _check_not_folded(name: str, made: set[str], mask: torch.Tensor) -> None:
     if made and not bool(mask.all()):
         raise MaskError(
-            f"Mask '{name}': the model computes {', '.join(sorted(made))} from this tensor, so zeros in it are not zeros "
-            "of the weight that runs. Make the change permanent first (torch.nn.utils.prune.remove, "
+            f"Mask '{name}': the model computes {', '.join(sorted(made))} from this tensor, so its zeros are not "
+            "zeros of the weight that runs. Make the change permanent first (torch.nn.utils.prune.remove, "
             "torch.nn.utils.parametrize.remove_parametrizations)."
         )
 

@@ -7,10 +7,12 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.fx.node import Argument, map_arg
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from fxprune.errors import UnsupportedError
@@ -100,7 +102,7 @@ def _decompose(program: ExportedProgram) -> ExportedProgram:
     """Make a program functional; nothing else is decomposed."""
     try:
         with _quiet_export(), torch.no_grad():
-            return program.run_decompositions({})
+            return cast("ExportedProgram", program.run_decompositions({}))
     except _EXPORT_ERRORS as error:
         raise UnsupportedError(f"The exported program cannot be made functional: {_first_line(error)}.") from error
 
@@ -129,6 +131,13 @@ def _specialise(gm: fx.GraphModule) -> None:
     for node in list(gm.graph.nodes):
         if node.op == "call_function" and isinstance(node.meta.get("val"), (int, float, bool)):
             for user in list(node.users):
-                user.args = fx.map_arg(user.args, lambda other, n=node: n.meta["val"] if other is n else other)
-                user.kwargs = fx.map_arg(user.kwargs, lambda other, n=node: n.meta["val"] if other is n else other)
+                _write_number(user, node, node.meta["val"])
             gm.graph.erase_node(node)
+
+
+def _write_number(user: fx.Node, node: fx.Node, number: float) -> None:
+    def write(other: fx.Node) -> Argument:
+        return number if other is node else other
+
+    user.args = map_arg(user.args, write)
+    user.kwargs = map_arg(user.kwargs, write)

@@ -75,7 +75,7 @@ def fold_constants(gm: fx.GraphModule) -> None:
     """
     constant = _find_constant_nodes(gm)
     evaluator = _Evaluator(gm)
-    made: dict[object, fx.Node] = {}
+    made: dict[str, fx.Node] = {}
     for node in list(gm.graph.nodes):
         if node not in constant or node.op == "get_attr" or all(user in constant for user in node.users):
             continue
@@ -93,9 +93,9 @@ def _find_constant_nodes(gm: fx.GraphModule) -> set[fx.Node]:
     """Return the nodes whose value is the same at every call."""
     constant: set[fx.Node] = set()
     for node in gm.graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and not _is_random(node)):
-            if all(source in constant for source in node.all_input_nodes):
-                constant.add(node)
+        stable = node.op == "get_attr" or (node.op == "call_function" and not _is_random(node))
+        if stable and all(source in constant for source in node.all_input_nodes):
+            constant.add(node)
     return constant
 
 
@@ -108,14 +108,14 @@ class _Evaluator:
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
-        self._values: dict[fx.Node, object] = {}
-        self._keys: dict[fx.Node, object] = {}
+        self._values: dict[fx.Node, Argument] = {}
+        self._keys: dict[fx.Node, str] = {}
 
-    def key(self, node: fx.Node) -> object:
+    def key(self, node: fx.Node) -> str:
         """Return something equal for nodes that compute the same from the same constants."""
         if node not in self._keys:
             arguments = map_arg((node.args, dict(node.kwargs)), self.key)
-            self._keys[node] = (str(node.target), repr(arguments))
+            self._keys[node] = f"{node.target}({arguments})"
         return self._keys[node]
 
     def sources(self, node: fx.Node) -> set[str]:
@@ -124,17 +124,17 @@ class _Evaluator:
             return {str(node.target)}
         return set().union(*(self.sources(source) for source in node.all_input_nodes))
 
-    def evaluate(self, node: fx.Node) -> object:
+    def evaluate(self, node: fx.Node) -> Argument:
         """Return the node's value."""
         if node not in self._values:
             self._values[node] = get_tensor(self._gm, node) if node.op == "get_attr" else self._call(node)
         return self._values[node]
 
-    def _call(self, node: fx.Node) -> object:
+    def _call(self, node: fx.Node) -> Argument:
         args, kwargs = map_arg((node.args, dict(node.kwargs)), self.evaluate)
         assert callable(node.target)
         with torch.no_grad():
-            return node.target(*args, **kwargs)
+            return cast("Argument", node.target(*args, **kwargs))
 
 
 def _make_constant(gm: fx.GraphModule, node: fx.Node, value: torch.Tensor, constant: set[fx.Node]) -> fx.Node:

@@ -81,7 +81,7 @@ def check_tensors(tensors: Mapping[str, object]) -> None:
 
 
 def _find_fault(tensor: torch.Tensor) -> tuple[str, str]:
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if torch.nn.parameter.is_lazy(tensor):
         return "not initialised (a lazy module)", "Run the model once first."
     if tensor.is_meta:
         return "on the meta device", "Load its values first, e.g. model.to_empty(device='cpu') and load_state_dict."

@@ -72,7 +72,7 @@ def import_program(program: ExportedProgram) -> fx.GraphModule:
             mapped[node] = _constant(graph, mapped, names.aliases[name])
     for node in program.graph.nodes:
         if node.op in ("call_function", "get_attr"):
-            _copy_call(graph, node, mapped, program)
+            _copy_call(graph, node, mapped)
     graph.output(tuple(_outputs(program, mapped)))
     targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     gm = fx.GraphModule({name: tensors[name].detach() for name in targets}, graph, class_name="CapturedGraph")
@@ -124,7 +124,7 @@ def _constant(graph: fx.Graph, mapped: Mapping[fx.Node, fx.Node], name: str) -> 
     return graph.create_node("get_attr", name, name=name.replace(".", "_"))
 
 
-def _copy_call(graph: fx.Graph, node: fx.Node, mapped: dict[fx.Node, fx.Node], program: ExportedProgram) -> None:
+def _copy_call(graph: fx.Graph, node: fx.Node, mapped: dict[fx.Node, fx.Node]) -> None:
     if node.op == "get_attr" or node.target in _ASSERTIONS:
         return
     if isinstance(node.target, torch._ops.HigherOrderOperator):
@@ -152,7 +152,9 @@ def _outputs(program: ExportedProgram, mapped: Mapping[fx.Node, fx.Node]) -> lis
 
 def _check_mutation(spec: OutputSpec) -> None:
     if spec.kind is OutputKind.USER_INPUT_MUTATION:
-        logger.warning("the model writes into its input '%s' in place; the compiled model leaves it as it is", spec.target)
+        logger.warning(
+            "the model writes into its input '%s' in place; the compiled model leaves it as it is", spec.target
+        )
         return
     raise UnsupportedError(
         f"The model changes '{spec.target}' while it runs ({spec.kind.name}); only models whose state stays as it is "

@@ -195,7 +195,10 @@ def _notify(observers: Sequence[Observer], index: int, gm: fx.GraphModule, recor
 def dump_graph(index: int, gm: fx.GraphModule, record: PassRecord) -> None:
     """Write the graph as text into the dump folder, if FXPRUNE_DUMP names one."""
     refusals = [f"# refused {refusal.node}: {refusal.reason}" for refusal in record.refusals]
-    dump_text(f"{index:03d}_{record.name}.txt", "\n".join([f"# {record} {record.options}".rstrip(), *refusals, format_graph(gm)]))
+    dump_text(
+        f"{index:03d}_{record.name}.txt",
+        "\n".join([f"# {record} {record.options}".rstrip(), *refusals, format_graph(gm)]),
+    )
 
 
 def count_graph(gm: fx.GraphModule) -> GraphCounts:

@@ -157,13 +157,21 @@ def _fold(gm: fx.GraphModule, norm: BatchNorm, layer: Layer) -> None:
     weight, bias = _folded_numbers(gm, norm, layer)
     new_weight = set_tensor(gm, layer.weight, weight)
     if layer.bias is None:
-        new_bias = add_tensor(gm, f"{str(layer.weight.target).rpartition('.weight')[0]}.bias".lstrip("."), bias, new_weight)
+        new_bias = add_tensor(gm, name_bias(str(layer.weight.target)), bias, new_weight)
     else:
         new_bias = set_tensor(gm, layer.bias, bias)
     layer.node.args = (layer.input, new_weight, new_bias, *layer.node.args[3:])
+    layer.node.kwargs = {name: value for name, value in layer.node.kwargs.items() if name != "bias"}
     norm.result.replace_all_uses_with(layer.node)
     for node in dict.fromkeys((norm.result, norm.node)):
         gm.graph.erase_node(node)
+
+
+def name_bias(weight_name: str) -> str:
+    """Return the name of the bias beside a weight: "layer1.conv.weight" has "layer1.conv.bias"."""
+    path, _, leaf = weight_name.rpartition(".")
+    bias = "bias" if leaf == "weight" else f"{leaf}_bias"
+    return f"{path}.{bias}" if path else bias
 
 
 def _folded_numbers(gm: fx.GraphModule, norm: BatchNorm, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,5 +201,5 @@ def scale_outputs(weight: torch.Tensor, scale: torch.Tensor, layer: Layer) -> to
     """
     if layer.kind != "conv_transpose":
         return weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
-    grouped = weight.double().unflatten(0, (layer.groups, -1))
-    return (grouped * scale.view(layer.groups, 1, -1, *[1] * (weight.ndim - 2))).flatten(0, 1)
+    grouped = weight.double().view(layer.groups, -1, *weight.shape[1:])
+    return (grouped * scale.view(layer.groups, 1, -1, *[1] * (weight.ndim - 2))).view(weight.shape)

@@ -15,7 +15,7 @@ Needs:
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import torch
@@ -50,15 +50,17 @@ class Epilogue:
         residual: The other operand of the addition, or None.
         activation: Name of the activation, or None.
         activation_args: Its numbers.
-        last: The node that the fused node replaces: the addition or the activation.
-        refusal: What could have been fused as well and why it is not.
+        last: The node that the fused node replaces: the addition or the activation; the layer itself if none is fused.
+        blocked: A node that could have been fused as well, or None.
+        reason: Why it is not.
     """
 
-    residual: fx.Node | None
-    activation: str | None
-    activation_args: tuple[float, ...]
     last: fx.Node
-    refusal: Refusal | None = None
+    residual: fx.Node | None = None
+    activation: str | None = None
+    activation_args: tuple[float, ...] = ()
+    blocked: fx.Node | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,22 +78,23 @@ class FuseEpilogue(Pass):
     def apply(self, gm: fx.GraphModule) -> PassResult:
         """Fuse what can be fused."""
         modified = False
-        refusals: list[Refusal] = []
+        blocked: dict[fx.Node, Refusal] = {}
         order = {node: index for index, node in enumerate(gm.graph.nodes)}
         for node in list(gm.graph.nodes):
             layer = find_fusable(node)
             if layer is None:
                 continue
             epilogue = find_epilogue(layer, order)
-            if epilogue.refusal is not None:
-                refusals.append(epilogue.refusal)
+            if epilogue.blocked is not None:
+                blocked.setdefault(epilogue.blocked, Refusal(node.name, epilogue.reason))
             if epilogue.last is node:
                 continue
             fused = _fuse(gm, layer, epilogue)
             order[fused] = order[epilogue.last]
             logger.debug("fused %s into %s", epilogue.last.name, node.name)
             modified = True
-        return PassResult(modified, tuple(refusals))
+        left = set(gm.graph.nodes)  # without what another layer took
+        return PassResult(modified, tuple(refusal for node, refusal in blocked.items() if node in left))
 
     def ensures(self, gm: fx.GraphModule) -> None:
         """No epilogue that could be fused is left."""
@@ -141,59 +144,69 @@ def find_epilogue(layer: Layer, order: dict[fx.Node, int]) -> Epilogue:
     node = layer.node
     near = [user for user in node.users if user.target is _ADD or find_activation(user) is not None]
     if not near:
-        return Epilogue(None, None, (), node)
+        return Epilogue(node)
     if len(node.users) != 1:
-        reason = f"its output has {len(node.users)} users, so {near[0].name} stays a node of its own."
-        return Epilogue(None, None, (), node, Refusal(node.name, reason))
-    residual, last, refusal = None, node, None
-    if near[0].target is _ADD:
-        residual, reason = _find_residual(node, near[0], order)
-        refusal = Refusal(node.name, reason) if reason else None
-        if residual is None:
-            return Epilogue(None, None, (), node, refusal)
-        last = near[0]
-    followers = list(last.users)
-    activation = find_activation(followers[0]) if len(followers) == 1 else None
-    if activation is not None:
-        return Epilogue(residual, *activation, followers[0], refusal)
-    activated = [user.name for user in followers if find_activation(user) is not None]
-    if activated:
-        refusal = Refusal(node.name, f"the sum {last.name} has {len(followers)} users, so {activated[0]} stays a node.")
-    return Epilogue(residual, None, (), last, refusal)
+        return Epilogue(
+            node, blocked=near[0], reason=f"its output has {len(node.users)} users, not {near[0].name} alone."
+        )
+    if near[0].target is not _ADD:
+        return _with_activation(Epilogue(node))
+    residual = _find_residual(near[0], node)
+    obstacle = _find_obstacle(near[0], node, residual)
+    if obstacle is not None or residual is None:
+        return Epilogue(node, blocked=near[0], reason=obstacle or "")
+    if find_fusable(residual) is not None and len(residual.users) == 1 and order[residual] > order[node]:
+        return Epilogue(node)
+    return _with_activation(Epilogue(near[0], residual))
 
 
-def _find_residual(node: fx.Node, add: fx.Node, order: dict[fx.Node, int]) -> tuple[fx.Node | None, str]:
-    """Return the other operand, or None with the reason; no reason if the other layer takes the addition."""
+def _find_residual(add: fx.Node, node: fx.Node) -> fx.Node | None:
+    """Return the other operand of an addition, None if it is a number or the node itself."""
     arguments = bind(add)
     other = arguments["other"] if arguments["self"] is node else arguments["self"]
-    if not isinstance(other, fx.Node) or not isinstance(other.meta.get("val"), torch.Tensor):
-        return None, f"{add.name} adds the number {other}."
-    if other is node:
-        return None, f"{add.name} adds the output to itself."
+    return other if isinstance(other, fx.Node) and other is not node else None
+
+
+def _find_obstacle(add: fx.Node, node: fx.Node, residual: fx.Node | None) -> str | None:
+    """Return why an addition cannot be fused into a layer, or None."""
+    arguments = bind(add)
+    if residual is None:
+        return f"{add.name} adds a number, or the output to itself."
     if arguments["alpha"] != 1:
-        return None, f"{add.name} scales an operand by alpha = {arguments['alpha']}."
-    found, needed = other.meta["val"], node.meta["val"]
+        return f"{add.name} scales an operand by alpha = {arguments['alpha']}."
+    found, needed = residual.meta["val"], node.meta["val"]
     if found.shape != needed.shape or found.dtype != needed.dtype:
-        return None, (
+        return (
             f"{add.name} broadcasts or converts: the output is {needed.dtype} {list(needed.shape)}, "
             f"the residual {found.dtype} {list(found.shape)}."
         )
-    if find_fusable(other) is not None and len(other.users) == 1 and order[other] > order[node]:
-        return None, ""
-    return other, ""
+    return None
+
+
+def _with_activation(epilogue: Epilogue) -> Epilogue:
+    """Extend an epilogue by the activation that follows its last node."""
+    last = epilogue.last
+    followers = [user for user in last.users if find_activation(user) is not None]
+    if not followers:
+        return epilogue
+    if len(last.users) != 1:
+        reason = f"{last.name} has {len(last.users)} users, not {followers[0].name} alone."
+        return replace(epilogue, blocked=followers[0], reason=reason)
+    found = find_activation(followers[0])
+    assert found is not None
+    return replace(epilogue, last=followers[0], activation=found[0], activation_args=found[1])
 
 
 def _fuse(gm: fx.GraphModule, layer: Layer, epilogue: Epilogue) -> fx.Node:
     """Put the fused node in the place of the last node and take out what it contains."""
-    tail = (epilogue.activation, epilogue.activation_args)
+    linear = layer.kind == "linear"
+    geometry = () if linear else (layer.stride, layer.padding, layer.dilation, layer.groups)
+    operands = (layer.input, layer.weight, layer.bias, epilogue.residual)
     with gm.graph.inserting_before(epilogue.last):
-        if layer.kind == "linear":
-            args = (layer.input, layer.weight, layer.bias, epilogue.residual, *tail)
-            fused = gm.graph.call_function(fused_linear, args)
-        else:
-            geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-            args = (layer.input, layer.weight, layer.bias, epilogue.residual, *geometry, *tail)
-            fused = gm.graph.call_function(fused_convolution, args)
+        fused = gm.graph.call_function(
+            fused_linear if linear else fused_convolution,
+            (*operands, *geometry, epilogue.activation, epilogue.activation_args),
+        )
     copy_meta(layer.node, fused)
     fused.meta["val"] = epilogue.last.meta["val"]
     epilogue.last.replace_all_uses_with(fused)
