@@ -178,7 +178,9 @@ class CompileReport:
             reasons.add_row(layer.name, layer.reason)
         sections: list[str | Table] = [
             *_format_facts(self),
+            "",
             layers,
+            "",
             *_format_totals(self),
             "",
             reasons,
