@@ -63,13 +63,9 @@ class PixelsProblem:
 
     Attributes:
         blocks: Blocks of rows.
-        values: Packed weights.
-        offsets: Entries of the column lists.
     """
 
     blocks: int
-    values: int
-    offsets: int
 
 
 @dataclass(frozen=True)
@@ -191,8 +187,8 @@ class _PixelsWriter:
         work, problem, threads = self.work, self.problem, self.work.threads
         buffers = {
             "X": (work.x.numel, "float32"),
-            "W": (max(1, problem.values), "float32"),
-            "OFF": (max(1, problem.offsets), "int32"),
+            "W": (0, "float32"),
+            "OFF": (0, "int32"),
             "BEGIN": (problem.blocks, "int32"),
             "LEN": (problem.blocks, "int32"),
             "BASE": (problem.blocks, "int32"),

@@ -58,15 +58,11 @@ class RowsProblem:
 
     Attributes:
         blocks: Blocks of rows.
-        values: Packed weights.
-        offsets: Entries of the column lists.
         has_vector_rows: Some block's rows are neighbours in the output.
         has_scattered_rows: Some block's rows are not.
     """
 
     blocks: int
-    values: int
-    offsets: int
     has_vector_rows: bool
     has_scattered_rows: bool
 
@@ -151,8 +147,8 @@ class _RowsWriter:
         height = self.schedule.height
         buffers = {
             "X": (work.x.numel, "float32"),
-            "W": (max(1, problem.values), "float32"),
-            "OFF": (max(1, problem.offsets), "int32"),
+            "W": (0, "float32"),
+            "OFF": (0, "int32"),
             "BEGIN": (problem.blocks, "int32"),
             "LEN": (problem.blocks, "int32"),
             "BASE": (problem.blocks, "int32"),

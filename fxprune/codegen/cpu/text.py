@@ -40,14 +40,17 @@ class Script:
 
         Args:
             name: Global symbol.
-            buffers: Name to (elements, dtype), in the order of the arguments.
+            buffers: Name to (elements, dtype), in the order of the arguments; 0 elements = known at the call.
         """
         self.add("@T.prim_func(s_tir=True)")
         arguments = ", ".join(f"{buffer}_handle: T.handle" for buffer in buffers)
         with self.block(f"def {name}({arguments})"):
             self.add(f'T.func_attr({{"global_symbol": "{name}", "tirx.noalias": True}})')
             for buffer, (elements, dtype) in buffers.items():
-                self.add(f'{buffer} = T.match_buffer({buffer}_handle, ({elements},), "{dtype}", align=4)')
+                if not elements:
+                    self.add(f"{buffer}_size = T.int32()")
+                size = elements or f"{buffer}_size"
+                self.add(f'{buffer} = T.match_buffer({buffer}_handle, ({size},), "{dtype}", align=4)')
             yield
 
     @property
