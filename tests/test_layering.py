@@ -24,7 +24,7 @@ def _build(room: str, *below: str) -> None:
 
 
 # From the ground up; the house of the architecture page. The wings (structure, codegen) and the report know nothing of
-# each other, and only the compiler joins them.
+# each other, and only the lowering joins them.
 _build("errors")
 _build("annotation", "errors")
 _build("masks", "errors")
@@ -39,7 +39,8 @@ _build("verify", "printer")
 _build("debug", "printer")
 _build("graph", "masks", "verify", "debug")
 _build("passes", "graph", "structure")
-_build("compiled", "passes", "codegen", "report")
+_build("lowering", "passes", "codegen", "report")
+_build("compiled", "lowering")
 _build("compiler", "compiled")
 _build("__init__", "compiler")
 
