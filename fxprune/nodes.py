@@ -144,6 +144,18 @@ def module_path(node: fx.Node) -> str:
     return path or node.name
 
 
+def is_random(node: fx.Node) -> bool:
+    """Return whether a call gives another result every time: dropout in training mode, random numbers.
+
+    Operators that only may drop something (lstm, scaled_dot_product_attention, ...) count if they do.
+    """
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    arguments = bind(node)
+    switches = [arguments[name] for name in ("train", "training", "dropout_p") if name in arguments]
+    return not switches or any(bool(switch) for switch in switches)
+
+
 def bind(node: fx.Node) -> Mapping[str, Argument]:
     """Return the arguments of a `call_function` node by name, defaults filled in.
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 
 from fxprune.errors import UnsupportedError
 from fxprune.graph.constants import fold_constants, rewrite_products
-from fxprune.graph.door import check_call, check_inference, check_model, check_program, check_tensors
+from fxprune.graph.door import check_call, check_inference, check_model, check_program, check_tensors, check_types
 from fxprune.graph.program import import_program
 from fxprune.graph.shapes import propagate_shapes, tidy
 
@@ -30,6 +30,9 @@ _EXPORT_WARNINGS = (
     r"The tensor attributes? .* assigned during export",  # prune hooks write module.weight at every call; it is undone
     r"Using padding='same' with even kernel lengths",
 )
+
+_NOISY_LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+"""They print the traceback of an error that is raised anyway."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def capture(
     fold_constants(gm)
     tidy(gm)
     check_inference(gm)
+    check_types(gm)
     call_spec = program.call_spec
     assert call_spec.in_spec is not None
     assert call_spec.out_spec is not None
@@ -109,16 +113,22 @@ def _decompose(program: ExportedProgram) -> ExportedProgram:
 
 @contextlib.contextmanager
 def _quiet_export() -> Iterator[None]:
-    """Silence the known warnings, and keep attention on its ordinary path (the fused one hides its weights)."""
+    """Silence known warnings and tracebacks, and keep attention on its ordinary path (the fused one hides weights)."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    noisy = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    disabled = [log.disabled for log in noisy]
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for log in noisy:
+            log.disabled = True
         with warnings.catch_warnings():
             for message in _EXPORT_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for log, state in zip(noisy, disabled, strict=True):
+            log.disabled = state
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from torch import fx
 from torch.fx.node import Argument, map_arg
 
 from fxprune.graph.program import NAMES_KEY, ModelNames
-from fxprune.nodes import bind, find_tensor, free_name, get_tensor, module_path, store_tensor
+from fxprune.nodes import bind, find_tensor, free_name, get_tensor, is_random, module_path, store_tensor
 
 _aten = torch.ops.aten
 
@@ -40,7 +40,7 @@ def rewrite_products(gm: fx.GraphModule) -> None:
         if weight not in constant or node.kwargs or (bias and not _is_bias(bias[0])):
             continue
         with gm.graph.inserting_before(node):
-            linear = gm.graph.call_function(_aten.linear.default, (x, weight, *bias))
+            linear = gm.graph.create_node("call_function", _aten.linear.default, (x, weight, *bias), name="linear")
         linear.meta.update(node.meta)
         node.replace_all_uses_with(linear)
         gm.graph.erase_node(node)
@@ -87,20 +87,25 @@ def fold_constants(gm: fx.GraphModule) -> None:
             made[key] = _make_constant(gm, node, value, constant)
         _record_sources(gm, evaluator.sources(node), str(made[key].target))
         node.replace_all_uses_with(made[key], delete_user_cb=lambda user: user not in constant)
+    _name_wholes(_names(gm))
+
+
+def _name_wholes(names: ModelNames) -> None:
+    """Let a mask call a tensor by its usual name also where only its parts have names ("conv.weight_orig")."""
+    for name, canonical in list(names.aliases.items()):
+        whole, known = _whole_of(name), _whole_of(canonical)
+        if whole is not None and known is not None:
+            names.aliases.setdefault(whole, known)
 
 
 def _find_constant_nodes(gm: fx.GraphModule) -> set[fx.Node]:
     """Return the nodes whose value is the same at every call."""
     constant: set[fx.Node] = set()
     for node in gm.graph.nodes:
-        stable = node.op == "get_attr" or (node.op == "call_function" and not _is_random(node))
+        stable = node.op == "get_attr" or (node.op == "call_function" and not is_random(node))
         if stable and all(source in constant for source in node.all_input_nodes):
             constant.add(node)
     return constant
-
-
-def _is_random(node: fx.Node) -> bool:
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 class _Evaluator:
@@ -150,10 +155,12 @@ def _make_constant(gm: fx.GraphModule, node: fx.Node, value: torch.Tensor, const
 
 
 def _name_from_sources(gm: fx.GraphModule, sources: set[str]) -> str | None:
-    """Return the one tensor that all sources are parts of, unless the model has a tensor of that name itself."""
+    """Return the one tensor that all sources are parts of, or the one source (a number will be appended to it)."""
     wholes = {_whole_of(name) for name in sources}
     whole = wholes.pop() if len(wholes) == 1 else None
-    return None if whole is None or find_tensor(gm, whole) is not None else whole
+    if whole is not None and find_tensor(gm, whole) is None:
+        return whole
+    return next(iter(sources)) if len(sources) == 1 else None
 
 
 def _whole_of(name: str) -> str | None:

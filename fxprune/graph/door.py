@@ -10,12 +10,11 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten
 
 from fxprune.errors import UnsupportedError
+from fxprune.layer import find_layer
+from fxprune.nodes import is_random, module_path
 
 _TRAINED_MODULES = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 """Modules that compute something else in training mode."""
-
-_RANDOM_ALLOWED = frozenset({torch.ops.aten.scaled_dot_product_attention.default})
-"""Tagged as random for its dropout, which is checked by its argument."""
 
 
 def check_call(args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
@@ -141,16 +140,31 @@ def _check_shape(index: int, value: torch.Tensor, expected: torch.Tensor) -> Non
         )
 
 
+def check_types(gm: fx.GraphModule) -> None:
+    """Refuse a layer whose input and weight differ in type; shape propagation lets it pass, running it fails.
+
+    Raises:
+        UnsupportedError: Names the layer.
+    """
+    for layer in map(find_layer, gm.graph.nodes):
+        if layer is None:
+            continue
+        found, needed = layer.input.meta["val"].dtype, layer.weight.meta["val"].dtype
+        if found != needed:
+            raise UnsupportedError(
+                f"Layer '{module_path(layer.node)}' gets {found}, its weight is {needed}; torch cannot run that. "
+                f"Convert the input with .to({needed})."
+            )
+
+
 def check_inference(gm: fx.GraphModule) -> None:
-    """Refuse a captured graph whose result is random: dropout or batch statistics left in training mode.
+    """Refuse a captured graph whose result is random: dropout left in training mode.
 
     Raises:
         UnsupportedError: Names the node.
     """
     for node in gm.graph.nodes:
-        if node.op != "call_function" or node.target in _RANDOM_ALLOWED:
-            continue
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if node.op == "call_function" and is_random(node):
             raise UnsupportedError(
                 f"Node '{node.name}' ({node.target}) gives another result at every call, as dropout in training mode "
                 "does; a compiled model is a fixed function. Call model.eval() before exporting or compiling."

@@ -30,6 +30,8 @@ _ASSERTIONS = frozenset(
     }
 )
 """Checks that export leaves behind; shapes are static here and CompiledModule checks its inputs."""
+_IDENTITIES = frozenset({torch.ops.aten.detach.default, torch.ops.aten.alias.default})
+"""Operators that say something to autograd only; in a functional graph without gradients they do nothing."""
 
 
 @dataclass
@@ -126,6 +128,9 @@ def _constant(graph: fx.Graph, mapped: Mapping[fx.Node, fx.Node], name: str) -> 
 
 def _copy_call(graph: fx.Graph, node: fx.Node, mapped: dict[fx.Node, fx.Node]) -> None:
     if node.op == "get_attr" or node.target in _ASSERTIONS:
+        return
+    if node.target in _IDENTITIES:
+        mapped[node] = mapped[node.all_input_nodes[0]]
         return
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         raise UnsupportedError(

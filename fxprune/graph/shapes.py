@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.node import Argument, Target
 
 from fxprune.nodes import get_tensor
 
@@ -27,10 +26,6 @@ class _ShapeInterpreter(fx.Interpreter):
         if n.op != "output":
             n.meta["val"] = result
         return result
-
-    def placeholder(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
-        """Return the next input."""
-        return super().placeholder(target, args, kwargs)
 
 
 def propagate_shapes(gm: fx.GraphModule, inputs: tuple[object, ...] | None = None) -> None:

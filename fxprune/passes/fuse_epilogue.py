@@ -126,8 +126,9 @@ def find_activation(node: fx.Node) -> tuple[str, tuple[float, ...]] | None:
         return "hardtanh", (float(cast("float", arguments["min_val"])), float(cast("float", arguments["max_val"])))
     if node.target is _aten.clamp.default:
         bounds = (bind(node)["min"], bind(node)["max"])
-        if all(isinstance(bound, (int, float)) for bound in bounds):
-            return "hardtanh", tuple(float(cast("float", bound)) for bound in bounds)
+        low, high = (float(bound) if isinstance(bound, (int, float)) else None for bound in bounds)
+        if low is not None and high is not None and low <= high:
+            return "hardtanh", (low, high)
     return None
 
 
