@@ -11,8 +11,8 @@ from rich.table import Table
 
 from benchmarks.result import BenchmarkRun, CaseResult
 
-QUIET_SPREAD = 1.2
-"""Median over best above which a table warns that something else uses the cores; a quiet machine stays below 1.05."""
+QUIET_CORES = 0.1
+"""Cores in use by other processes above which a table warns; an idle system takes about 0.02."""
 
 
 def open_progress(console: Console) -> Progress:
@@ -52,11 +52,13 @@ def print_case(console: Console, result: CaseResult) -> None:
         if peer.reason:
             console.print(f"{peer.title}: {peer.reason}", highlight=False, soft_wrap=True)
     console.print(format_summary(result), highlight=False, soft_wrap=True)
-    if result.spread > QUIET_SPREAD:
+    if result.other_cores is not None and result.other_cores > QUIET_CORES:
         console.print(
-            f"Not a quiet machine: some median is {result.spread:.1f} times the best call of its engine. "
-            "Do not rely on these ratios.",
+            f"Not a quiet machine: other processes kept {result.other_cores:.2f} cores busy meanwhile. "
+            "Do not rely on these times.",
             style="yellow",
+            highlight=False,
+            soft_wrap=True,
         )
     console.print()
 

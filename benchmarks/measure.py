@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.case import Case, Problem, build_problem
+from benchmarks.neighbours import NeighbourWatch
 from benchmarks.peers import BuiltPeer, Peer, PeerError, Setting, build_peer
 from benchmarks.result import CaseResult, PeerResult
 from benchmarks.timing import Schedule, time_interleaved
@@ -51,11 +52,13 @@ class Bench:
             self._kept.clear()
         problem = build_problem(case)
         built = self._build_all(problem, on_step)
+        watch = NeighbourWatch()
         timings = time_interleaved(
             {name: peer.forward for name, peer in built.items()},
             self._schedule,
             on_block=lambda name: on_step(f"timing {name}"),
         )
+        other_cores = watch.read_cores()
         for name, timing in timings.items():
             self._results[name] = dataclasses.replace(
                 self._results[name],
@@ -70,6 +73,7 @@ class Bench:
             macs_dense=problem.macs.dense,
             macs_kept=problem.macs.kept,
             peers=tuple(self._results[peer.name] for peer in self._peers),
+            other_cores=other_cores,
         )
         return result, built
 

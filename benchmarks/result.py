@@ -64,6 +64,7 @@ class CaseResult:
         macs_dense: MACs of one call of the dense model.
         macs_kept: MACs of the kept weights, unmasked layers whole.
         peers: One result for each engine that was asked for.
+        other_cores: Cores that other processes kept busy while the engines were timed; None if that is not known.
     """
 
     case: Case
@@ -71,6 +72,7 @@ class CaseResult:
     macs_dense: int
     macs_kept: int
     peers: tuple[PeerResult, ...]
+    other_cores: float | None = None
 
     @property
     def limit(self) -> float:
@@ -93,11 +95,6 @@ class CaseResult:
             return None
         return peer.median_ms / other.median_ms
 
-    @property
-    def spread(self) -> float:
-        """Largest ratio of median to best over the engines; near 1 on a quiet machine."""
-        return max((p.median_ms / p.best_ms for p in self.peers if p.median_ms and p.best_ms), default=1.0)
-
     def to_dict(self) -> dict[str, object]:
         """Return the fields and the figures derived from them."""
         fastest = self.fastest_dense()
@@ -106,7 +103,6 @@ class CaseResult:
             "fastest_dense": fastest.name if fastest else None,
             "ratio_to_fastest_dense": self.ratio(fastest),
             "ratio_to_eager": self.ratio(self.find("eager")),
-            "spread": self.spread,
         }
 
 
@@ -177,6 +173,7 @@ def read_run(path: Path) -> BenchmarkRun:
             density=case["density"],
             macs_dense=case["macs_dense"],
             macs_kept=case["macs_kept"],
+            other_cores=case["other_cores"],
             peers=tuple(PeerResult(**peer | {"samples_ms": tuple(peer["samples_ms"])}) for peer in case["peers"]),
         )
         for case in data["cases"]
