@@ -1,0 +1,81 @@
+"""What was chosen for each layer, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import fx
+
+from fxprune.annotation import RowGroup, RowGroupPattern, WeightAnnotation
+from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.format import Float32Array
+from fxprune.codegen.schedules import Schedule
+from fxprune.codegen.workload import ConvShape
+from fxprune.layer import Layer
+from fxprune.nodes import get_tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A layer that a kernel could compute.
+
+    Attributes:
+        layer: The layer.
+        annotation: Name, mask, pattern of its weight.
+        shape: Its geometry.
+        weight: The 2-D view [O, K], masked.
+        bias: [O] or None.
+        pattern: The row groups; one group of all cells for a layer without a mask.
+    """
+
+    layer: Layer
+    annotation: WeightAnnotation
+    shape: ConvShape
+    weight: Float32Array
+    bias: Float32Array | None
+    pattern: RowGroupPattern
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs a layer.
+
+    Attributes:
+        schedule: Options of the kernel; None = dense torch.
+        reason: A sentence with the figures.
+        predicted_us: Predicted time of what was chosen, microseconds; None if nothing was predicted.
+        measured_us: Its measured time; None if nothing was measured.
+        dense_us: Measured time of the dense layer.
+    """
+
+    schedule: Schedule | None
+    reason: str
+    predicted_us: float | None = None
+    measured_us: float | None = None
+    dense_us: float | None = None
+
+    @property
+    def family(self) -> str:
+        """ "dense", "rows" or "pixels"."""
+        if self.schedule is None:
+            return "dense"
+        return "rows" if isinstance(self.schedule, RowsSchedule) else "pixels"
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel for the report."""
+        return "dense: torch" if self.schedule is None else str(self.schedule)
+
+
+def constant(gm: fx.GraphModule, node: fx.Node | None) -> torch.Tensor | None:
+    """Return the tensor of a `get_attr` node, None for None."""
+    return None if node is None else get_tensor(gm, node)
+
+
+def full_pattern(shape: ConvShape) -> RowGroupPattern:
+    """Return one group of all cells for every convolution group."""
+    columns = np.arange(shape.columns, dtype=np.int32)
+    rows = np.arange(shape.channels_out, dtype=np.int32).reshape(shape.groups, -1)
+    return RowGroupPattern((shape.channels_out, shape.columns), tuple(RowGroup(part, columns) for part in rows))

@@ -1,0 +1,104 @@
+"""The kernels' view of a layer and of its tensors: three spatial axes, missing ones of size 1."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from fxprune.codegen.workload import ConvShape, Halo, Layout, Triple
+from fxprune.layer import Layer
+
+
+def find_obstacle(layer: Layer) -> str | None:
+    """Return why no kernel can compute a layer, or None.
+
+    Args:
+        layer: Any layer of the graph.
+    """
+    fake = layer.input.meta["val"]
+    if layer.kind == "conv_transpose":
+        return "a transposed convolution stays dense: there is no row-group kernel for it"
+    if fake.dtype != torch.float32 or layer.weight.meta["val"].dtype != torch.float32:
+        return f"the kernels compute in float32, this layer in {fake.dtype}"
+    if layer.groups > 1 and layer.groups == layer.out_channels:
+        return f"depthwise, {layer.groups} conv groups of one row: no two rows share an input channel"
+    if prod(layer.output_shape) == 0:
+        return "the output is empty"
+    return None
+
+
+def shape_of(layer: Layer) -> ConvShape:
+    """Return the geometry of a layer that has no obstacle."""
+    out, columns = layer.weight_shape[:2]
+    size = tuple(layer.input.meta["val"].shape)
+    if layer.kind == "linear":
+        tokens = prod(size[:-1])
+        one: Triple = (1, 1, 1)
+        zero: Halo = ((0, 0), (0, 0), (0, 0))
+        return ConvShape(1, columns, out, (1, 1, tokens), one, one, zero, one, 1)
+    batch = size[0] if len(size) == layer.dims + 2 else 1
+    return ConvShape(
+        batch=batch,
+        channels_in=columns * layer.groups,
+        channels_out=out,
+        spatial_in=_triple(size[-layer.dims :], 1),
+        kernel=_triple(layer.weight_shape[2:], 1),
+        stride=_triple(layer.stride, 1),
+        padding=_pairs(layer.padding),
+        dilation=_triple(layer.dilation, 1),
+        groups=layer.groups,
+    )
+
+
+def _triple(values: tuple[int, ...], missing: int) -> Triple:
+    depth, height, width = (missing,) * (3 - len(values)) + values
+    return depth, height, width
+
+
+def _pairs(values: tuple[tuple[int, int], ...]) -> Halo:
+    depth, height, width = ((0, 0),) * (3 - len(values)) + values
+    return depth, height, width
+
+
+def view_5d(tensor: torch.Tensor, kind: str, dims: int) -> torch.Tensor:
+    """View a layer's input or output as [N, C, D, H, W].
+
+    Args:
+        tensor: [N, C, *image] or [C, *image] of a convolution, [..., C] of a linear layer.
+        kind: "conv" or "linear".
+        dims: Spatial axes; 0 for linear.
+    """
+    if kind == "linear":
+        tokens = tensor.reshape(-1, tensor.shape[-1])
+        return tokens.t().reshape(1, tensor.shape[-1], 1, 1, tokens.shape[0])
+    image = tensor.shape[-dims:]
+    return tensor.reshape(-1, tensor.shape[-dims - 1], *(1,) * (3 - dims), *image)
+
+
+def buffer_view(buffer: torch.Tensor, layout: Layout, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """View a flat buffer as the tensor that torch expects there.
+
+    Args:
+        buffer: Flat, at least `layout.numel` cells.
+        layout: Where the tensor lies in it.
+        kind: "conv" or "linear".
+        shape: [N, C, *image], [C, *image] or [..., C]; C may be smaller than the layout's channels.
+    """
+    offset = buffer.storage_offset() + layout.origin
+    n, c, d, h, w = layout.strides
+    if kind == "linear":
+        return buffer.as_strided((prod(shape[:-1]), shape[-1]), (w, c), offset).view(shape)
+    image = (d, h, w)[-_image_axes(layout, shape) :]
+    lead = (n, c) if len(shape) == len(image) + 2 else (c,)
+    return buffer.as_strided(shape, (*lead, *image), offset)
+
+
+def _image_axes(layout: Layout, shape: tuple[int, ...]) -> int:
+    """Return how many of the last axes of `shape` are spatial."""
+    cells = prod(layout.spatial)
+    return next(axes for axes in (1, 2, 3) if prod(shape[-axes:]) == cells and _has_leading_ones(layout, axes))
+
+
+def _has_leading_ones(layout: Layout, axes: int) -> bool:
+    return all(size == 1 for size in layout.spatial[: 3 - axes])

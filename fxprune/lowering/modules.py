@@ -1,0 +1,124 @@
+"""The nodes of a lowered graph: a kernel bound to its buffers, and a copy into a kernel's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fxprune.codegen.kernel import BoundKernel
+from fxprune.codegen.workload import Layout
+from fxprune.lowering.geometry import view_5d
+
+
+@dataclass(frozen=True)
+class Port:
+    """How a tensor made by torch enters a kernel.
+
+    Attributes:
+        layout: Where the kernel expects it.
+        kind: "conv" or "linear", the kind of the layer.
+        dims: Spatial axes of the layer.
+    """
+
+    layout: Layout
+    kind: str
+    dims: int
+
+    def flatten(self, tensor: torch.Tensor, spare: list[torch.Tensor]) -> torch.Tensor:
+        """Return the flat buffer of a tensor, copied only if it lies otherwise.
+
+        Args:
+            tensor: The tensor, in the layer's own shape.
+            spare: Holds the buffer for copies once one was needed.
+        """
+        tensor = view_5d(tensor, self.kind, self.dims)
+        if _lies_as(tensor, self.layout):
+            return tensor.as_strided((self.layout.numel,), (1,), tensor.storage_offset())
+        if not spare:
+            spare.append(torch.empty(self.layout.numel, dtype=torch.float32))
+        fill(spare[0], self.layout, tensor)
+        return spare[0]
+
+
+def _lies_as(tensor: torch.Tensor, layout: Layout) -> bool:
+    """Whether a 5-D tensor has exactly the layout's strides; an axis of size 1 may have any."""
+    return all(
+        size == 1 or found == wanted
+        for size, found, wanted in zip(tensor.shape, tensor.stride(), layout.strides, strict=True)
+    )
+
+
+def fill(buffer: torch.Tensor, layout: Layout, tensor: torch.Tensor) -> None:
+    """Copy a 5-D tensor into the inside of a flat buffer; its halo stays as it is."""
+    buffer.as_strided(tensor.shape, layout.strides, buffer.storage_offset() + layout.origin).copy_(tensor)
+
+
+class KernelModule(nn.Module):
+    """One layer run by a kernel.
+
+    Args of forward: x and residual, the tensors of the graph; those that lie in a planned buffer are only awaited.
+
+    Attributes:
+        name: The layer's module path.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        bound: BoundKernel,
+        output: torch.Tensor,
+        x_port: Port | None,
+        residual_port: Port | None,
+    ) -> None:
+        """Bind a kernel to its place in the graph.
+
+        Args:
+            name: The layer's module path.
+            bound: The kernel.
+            output: The output buffer, viewed as the layer's output.
+            x_port: How the input enters, None if it lies in a planned buffer.
+            residual_port: The same for the residual.
+        """
+        super().__init__()
+        self.name = name
+        self._run: Callable[[], None] = bound.run
+        self._run_with = bound.run_with
+        self._output = output
+        self._ports = (x_port, residual_port)
+        self._spare: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        self._static = x_port is None and residual_port is None
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Run the kernel; the result lies in the planned buffer and is overwritten by the next call."""
+        if self._static:
+            self._run()
+            return self._output
+        x_port, residual_port = self._ports
+        flat = None if x_port is None else x_port.flatten(x, self._spare[0])
+        other = None
+        if residual_port is not None and residual is not None:
+            other = residual_port.flatten(residual, self._spare[1])
+        self._run_with(flat, other)
+        return self._output
+
+
+class StageModule(nn.Module):
+    """A copy of a torch tensor into a buffer whose halo is zero."""
+
+    def __init__(self, port: Port) -> None:
+        """Make the buffer.
+
+        Args:
+            port: Layout and kind of the tensor.
+        """
+        super().__init__()
+        self.buffer = torch.zeros(port.layout.numel, dtype=torch.float32)
+        self._port = port
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Copy the tensor; returns it unchanged, so that the graph keeps its meaning."""
+        fill(self.buffer, self._port.layout, view_5d(x, self._port.kind, self._port.dims))
+        return x

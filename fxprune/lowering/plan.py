@@ -1,0 +1,224 @@
+"""Where tensors lie: the layout of every kernel's input and output, and their places in one arena.
+
+A tensor between two row-lane kernels lies channels-last with the halo that its consumers need, and its channels lie in
+the order of the producer's blocks if every consumer is such a kernel. Everything that torch reads keeps its channels
+in order and is seen by torch as a strided view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx
+
+from fxprune.annotation import RowGroupPattern
+from fxprune.codegen.workload import NO_HALO, ConvShape, Halo, Layout, Workload
+from fxprune.layer import Layer
+from fxprune.lowering.choice import Choice
+
+_ALIGNMENT = 16
+"""float32 cells in a cache line; buffers begin on one."""
+
+_MAYBE_ALIAS = frozenset({"reshape", "contiguous", "flatten", "to", "_to_copy", "dropout"})
+"""Operators whose result may share memory with their input though their schema does not say so."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Layouts of one lowered layer.
+
+    Attributes:
+        work: The workload with its layouts.
+        group_order: Whether the output's channels lie in the order of the blocks.
+        source: Kernel node whose buffer is the input, None if torch makes the input.
+        staged: Whether torch's input is copied into a buffer with a halo first.
+        residual_source: Kernel node whose buffer is the residual, None if torch makes it or there is none.
+    """
+
+    work: Workload
+    group_order: bool
+    source: fx.Node | None
+    staged: bool
+    residual_source: fx.Node | None
+
+
+def is_private(node: fx.Node, layers: Mapping[fx.Node, Layer], families: Mapping[fx.Node, str]) -> bool:
+    """Whether every user of a node is a row-lane layer of the same kind that reads it as its input only."""
+    own = layers[node]
+    return bool(node.users) and all(
+        families.get(user) == "rows"
+        and layers[user].input is node
+        and layers[user].residual is not node
+        and _same_kind(layers[user], own)
+        for user in node.users
+    )
+
+
+def _same_kind(one: Layer, other: Layer) -> bool:
+    return (one.kind, one.dims) == (other.kind, other.dims)
+
+
+def _halo_wanted(
+    node: fx.Node,
+    kind: Layer,
+    layers: Mapping[fx.Node, Layer],
+    shapes: Mapping[fx.Node, ConvShape],
+    families: Mapping[fx.Node, str],
+) -> Halo:
+    """Return the largest padding of the row-lane layers that read a node as their input."""
+    wanted = [
+        shapes[user].padding
+        for user in node.users
+        if families.get(user) == "rows" and layers[user].input is node and _same_kind(layers[user], kind)
+    ]
+    axes = [
+        (max((halo[axis][0] for halo in wanted), default=0), max((halo[axis][1] for halo in wanted), default=0))
+        for axis in range(3)
+    ]
+    return axes[0], axes[1], axes[2]
+
+
+def plan_layouts(
+    layers: Mapping[fx.Node, Layer],
+    shapes: Mapping[fx.Node, ConvShape],
+    choices: Mapping[fx.Node, Choice],
+    patterns: Mapping[fx.Node, RowGroupPattern],
+    threads: int,
+) -> dict[fx.Node, Placement]:
+    """Choose the layouts of every layer that a kernel computes.
+
+    Args:
+        layers: Layers of the graph by node, in graph order.
+        shapes: Their geometry.
+        choices: What runs them.
+        patterns: Their row groups.
+        threads: Threads of the kernels.
+    """
+    families = {node: choices[node].family for node in layers}
+    outputs: dict[fx.Node, tuple[Layout, bool]] = {}
+    placements: dict[fx.Node, Placement] = {}
+    for node, layer in layers.items():
+        schedule = choices[node].schedule
+        if schedule is None:
+            continue
+        shape, family = shapes[node], families[node]
+        private = family == "rows" and is_private(node, layers, families)
+        channels = shape.channels_out
+        if private:
+            channels = _packed_lanes(patterns[node], schedule.height)
+        halo = _halo_wanted(node, layer, layers, shapes, families) if family == "rows" else NO_HALO
+        order = "nhwc" if family == "rows" else "nchw"
+        y = Layout(order, shape.batch, channels, shape.spatial_out, halo)
+        source = _buffer_of(layer.input, layer, families, layers, family)
+        residual_source = _buffer_of(layer.residual, layer, families, layers, family) if layer.residual else None
+        plain = replace(y, channels=shape.channels_out, halo=NO_HALO)
+        x, staged = _input_layout(layer, shape, family, source, outputs, layers, shapes, families)
+        residual = None
+        if layer.residual is not None:
+            residual = outputs[residual_source][0] if residual_source else plain
+        work = Workload(shape, x, y, residual, layer.activation, layer.activation_args, threads)
+        placements[node] = Placement(work, private, source, staged, residual_source)
+        outputs[node] = (y, private)
+    return placements
+
+
+def _packed_lanes(pattern: RowGroupPattern, height: int) -> int:
+    """Count the lanes of all blocks, those of rows without stored cells included."""
+    grouped = sum(group.height for group in pattern.groups)
+    blocks = sum(-(-group.height // height) for group in pattern.groups)
+    return (blocks + -(-(pattern.shape[0] - grouped) // height)) * height
+
+
+def _buffer_of(
+    source: fx.Node,
+    layer: Layer,
+    families: Mapping[fx.Node, str],
+    layers: Mapping[fx.Node, Layer],
+    family: str,
+) -> fx.Node | None:
+    """Return the source if a kernel of the same family and kind of layer makes it."""
+    same = families.get(source) == family and _same_kind(layers[source], layer)
+    return source if same else None
+
+
+def _input_layout(
+    layer: Layer,
+    shape: ConvShape,
+    family: str,
+    source: fx.Node | None,
+    outputs: Mapping[fx.Node, tuple[Layout, bool]],
+    layers: Mapping[fx.Node, Layer],
+    shapes: Mapping[fx.Node, ConvShape],
+    families: Mapping[fx.Node, str],
+) -> tuple[Layout, bool]:
+    """Return the layout of a layer's input and whether torch's tensor is copied into it."""
+    if source is not None:
+        return outputs[source][0], False
+    if family == "pixels":
+        return Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in), False
+    halo = _halo_wanted(layer.input, layer, layers, shapes, families)
+    return Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in, halo), halo != NO_HALO
+
+
+@dataclass(frozen=True)
+class Interval:
+    """When a buffer is alive.
+
+    Attributes:
+        cells: float32 cells.
+        first: Index of the node that writes it.
+        last: Index of the last node that reads it, itself included.
+    """
+
+    cells: int
+    first: int
+    last: int
+
+
+def plan_memory(intervals: Sequence[Interval]) -> tuple[list[int], int]:
+    """Place buffers in one arena, largest first, each at the lowest place that is free while it is alive.
+
+    Returns:
+        The first cell of each buffer, and the arena's cells.
+    """
+    order = sorted(range(len(intervals)), key=lambda index: (-intervals[index].cells, index))
+    places: dict[int, int] = {}
+    for index in order:
+        own = intervals[index]
+        taken = sorted(
+            (places[other], places[other] + _rounded(intervals[other].cells))
+            for other in places
+            if intervals[other].first <= own.last and own.first <= intervals[other].last
+        )
+        place = 0
+        for start, stop in taken:
+            if start - place >= _rounded(own.cells):
+                break
+            place = max(place, stop)
+        places[index] = place
+    size = max((places[index] + _rounded(intervals[index].cells) for index in places), default=0)
+    return [places[index] for index in range(len(intervals))], size
+
+
+def _rounded(cells: int) -> int:
+    return -(-cells // _ALIGNMENT) * _ALIGNMENT
+
+
+def last_uses(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Return the index of the last node that may read each node's memory, views of it included."""
+    index = {node: position for position, node in enumerate(graph.nodes)}
+    last: dict[fx.Node, int] = {}
+    for node in reversed(list(graph.nodes)):
+        last[node] = max((last[user] if may_alias(user) else index[user] for user in node.users), default=index[node])
+    return last
+
+
+def may_alias(node: fx.Node) -> bool:
+    """Whether a node's result may share memory with an input."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+    if any(result.alias_info is not None for result in node.target._schema.returns):
+        return True
+    return node.target._schema.name.split("::")[-1] in _MAYBE_ALIAS

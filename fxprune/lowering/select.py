@@ -1,0 +1,207 @@
+"""Choose for every layer between a kernel and dense torch, by measurement or by the cost model.
+
+Layers of one shape, epilogue and pattern size are measured once. All kernels of a model then share one order of
+activations, channels-last or planes, whichever makes the sum of the layers least; a layer in the other order pays
+for its conversions. A kernel is taken only if it beats dense by more than the noise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxprune.codegen.schedules import (
+    Candidate,
+    pixels_candidates,
+    predict_dense_us,
+    rows_candidates,
+)
+from fxprune.codegen.target import CpuTarget
+from fxprune.lowering.choice import Case, Choice
+from fxprune.lowering.measure import build_trials, dense_call, time_calls, trial_workload
+from fxprune.lowering.plan import is_private
+
+logger = logging.getLogger(__name__)
+
+NOISE = 0.03
+"""A kernel must beat dense by this share of its time."""
+
+MODEL_MARGIN = 0.15
+"""Without a measurement the predicted kernel must beat the predicted dense layer by this share."""
+
+_HOPELESS = 1.6
+"""A family whose best prediction is this many times the dense prediction is not measured."""
+
+_COPY_GBPS = 8.0
+"""Rate of a layout conversion, gigabytes read and written a second."""
+
+_LARGEST_FULL = 8_000_000
+"""Largest weight, in cells, of a layer without a mask that kernels compete for; packing would double its memory."""
+
+_FAMILIES = ("rows", "pixels")
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One way to run a layer: candidate (None = dense), time in microseconds, and whether that was measured."""
+
+    candidate: Candidate | None
+    time_us: float
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What is known of one kind of layer."""
+
+    best: Mapping[str, _Option]
+    dense_us: float
+    measured: bool
+
+
+def select(cases: Mapping[fx.Node, Case], target: CpuTarget, *, measure: bool) -> dict[fx.Node, Choice]:
+    """Choose what runs every layer.
+
+    Args:
+        cases: The layers that kernels could compute, by node in graph order.
+        target: The CPU.
+        measure: Time the candidates; False trusts the cost model.
+    """
+    layers = {node: case.layer for node, case in cases.items()}
+    hoped = dict.fromkeys(cases, "rows")
+    keys: dict[fx.Node, Hashable] = {}
+    unique: dict[Hashable, tuple[Case, bool]] = {}
+    for node, case in cases.items():
+        private = is_private(node, layers, hoped)
+        keys[node] = _key(case, private)
+        unique.setdefault(keys[node], (case, private))
+    entries = _measure(unique, target) if measure else _predict(unique, target)
+    order = _best_order(cases, keys, entries)
+    return {node: _choose(case, entries[keys[node]], order) for node, case in cases.items()}
+
+
+def _key(case: Case, private: bool) -> Hashable:
+    """Return what layers of one kind have in common; stored cells count in steps of about 3 %."""
+    layer, pattern = case.layer, case.pattern
+    stored = round(pattern.density * 32) if pattern.density > 0.3 else round(pattern.density * 128)
+    tallest = max(pattern.heights(), default=0)
+    epilogue = (layer.activation, layer.activation_args, layer.residual is not None)
+    return case.shape, layer.kind, epilogue, stored, tallest, private
+
+
+def _candidates(case: Case, target: CpuTarget) -> dict[str, list[Candidate]]:
+    """Return the candidates of each family, best prediction first; hopeless families have none."""
+    if case.pattern.density == 1 and case.weight.size > _LARGEST_FULL:
+        return {family: [] for family in _FAMILIES}
+    rows = list(rows_candidates(trial_workload(case, "rows", target.threads, None), case.pattern, target))
+    work = trial_workload(case, "pixels", target.threads, None)
+    planes = [] if case.layer.kind == "linear" else list(pixels_candidates(work, case.pattern, target))
+    dense = predict_dense_us(work, target)
+    found = {"rows": rows, "pixels": planes}
+    for family, candidates in found.items():
+        candidates.sort(key=lambda candidate: candidate.predicted_us)
+        if candidates and candidates[0].predicted_us > _HOPELESS * dense:
+            found[family] = []
+    best = min((candidates[0].predicted_us for candidates in found.values() if candidates), default=0.0)
+    return {
+        family: [] if candidates and candidates[0].predicted_us > 2 * best else candidates
+        for family, candidates in found.items()
+    }
+
+
+def _predict(unique: Mapping[Hashable, tuple[Case, bool]], target: CpuTarget) -> dict[Hashable, _Entry]:
+    entries: dict[Hashable, _Entry] = {}
+    for key, (case, _) in unique.items():
+        found = _candidates(case, target)
+        best = {
+            family: _Option(candidates[0], candidates[0].predicted_us)
+            for family, candidates in found.items()
+            if candidates
+        }
+        dense = predict_dense_us(trial_workload(case, "rows", target.threads, None), target)
+        entries[key] = _Entry(best, dense, measured=False)
+    return entries
+
+
+def _measure(unique: Mapping[Hashable, tuple[Case, bool]], target: CpuTarget) -> dict[Hashable, _Entry]:
+    """Time all candidates; those of all layers are built together, each layer is timed in turns with dense."""
+    found = {key: _candidates(case, target) for key, (case, _) in unique.items()}
+    flat = {key: [c for family in _FAMILIES for c in families[family]] for key, families in found.items()}
+    calls = build_trials([(case, flat[key], private) for key, (case, private) in unique.items()], target)
+    entries: dict[Hashable, _Entry] = {}
+    for (key, (case, _)), trials in zip(unique.items(), calls, strict=True):
+        *times, dense = time_calls([*trials, dense_call(case)])
+        entries[key] = _Entry(_fastest(found[key], flat[key], times), dense * 1e6, measured=True)
+        logger.debug("%s: dense %.1f us, %s", case.annotation.name, dense * 1e6, entries[key].best)
+    return entries
+
+
+def _fastest(
+    found: Mapping[str, Sequence[Candidate]], flat: Sequence[Candidate], times: Sequence[float]
+) -> dict[str, _Option]:
+    """Return the fastest candidate of each family."""
+    by_candidate = {id(candidate): seconds * 1e6 for candidate, seconds in zip(flat, times, strict=True)}
+    best: dict[str, _Option] = {}
+    for family, candidates in found.items():
+        options = [_Option(candidate, by_candidate[id(candidate)]) for candidate in candidates]
+        if options:
+            best[family] = min(options, key=lambda option: option.time_us)
+    return best
+
+
+def _conversion_us(case: Case) -> float:
+    """Predict what it takes to bring a layer's input and output into the other order and back, microseconds."""
+    shape = case.shape
+    cells = shape.channels_in * shape.batch * _cells(shape.spatial_in) + shape.channels_out * shape.pixels
+    return 2 * 4 * cells / (_COPY_GBPS * 1e3)
+
+
+def _cells(spatial: tuple[int, int, int]) -> int:
+    return spatial[0] * spatial[1] * spatial[2]
+
+
+def _options(case: Case, entry: _Entry, order: str) -> list[tuple[float, str]]:
+    """Return (time with conversions, family) of every way to run a layer where activations lie in `order`."""
+    margin = NOISE if entry.measured else MODEL_MARGIN
+    conversion = _conversion_us(case)
+    options = [(entry.dense_us * (1 - margin) + (conversion if order == "pixels" else 0.0), "dense")]
+    for family, option in entry.best.items():
+        options.append((option.time_us + (0.0 if family == order else conversion), family))
+    return options
+
+
+def _best_order(
+    cases: Mapping[fx.Node, Case], keys: Mapping[fx.Node, Hashable], entries: Mapping[Hashable, _Entry]
+) -> str:
+    """Return the order of activations, named by its family, that makes the sum of all layers least."""
+    sums = {
+        order: sum(min(_options(case, entries[keys[node]], order))[0] for node, case in cases.items())
+        for order in _FAMILIES
+    }
+    logger.debug("predicted sum of layers, microseconds: %s", sums)
+    return min(_FAMILIES, key=lambda order: (sums[order], order == "pixels"))
+
+
+def _choose(case: Case, entry: _Entry, order: str) -> Choice:
+    family = min(_options(case, entry, order))[1]
+    verb = "measured" if entry.measured else "predicted"
+    times = {name: option.time_us for name, option in entry.best.items()} | {"dense": entry.dense_us}
+    listed = ", ".join(f"{name} {time:.0f} us" for name, time in sorted(times.items(), key=lambda item: item[1]))
+    dense_us = entry.dense_us if entry.measured else None
+    if family == "dense":
+        reason = f"{verb} {listed}" if entry.best else _why_no_candidate(case, listed, verb)
+        return Choice(None, reason, entry.dense_us if not entry.measured else None, dense_us, dense_us)
+    option = entry.best[family]
+    assert option.candidate is not None
+    measured = option.time_us if entry.measured else None
+    return Choice(option.candidate.schedule, f"{verb} {listed}", option.candidate.predicted_us, measured, dense_us)
+
+
+def _why_no_candidate(case: Case, listed: str, verb: str) -> str:
+    """Say why no kernel was tried."""
+    density = case.pattern.density
+    if density == 1:
+        return f"no mask and {case.weight.size} weights: dense stays; {verb} {listed}"
+    return f"stored density {density:.2f} leaves no predicted gain over dense; {verb} {listed}"
