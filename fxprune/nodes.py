@@ -57,7 +57,12 @@ def store_tensor(gm: fx.GraphModule, name: str, tensor: torch.Tensor) -> None:
 
 
 def free_name(gm: fx.GraphModule, name: str) -> str:
-    """Return `name`, or `name_1`, `name_2`, ... if something of that name exists below `gm`."""
+    """Return `name`, or `name_1`, `name_2`, ... if something of that name exists below `gm`.
+
+    A name that leads through a tensor ("a.weight.part") is no path; its dots become underscores.
+    """
+    if find_tensor(gm, name.rpartition(".")[0]) is not None:
+        name = name.replace(".", "_")
     candidate, count = name, 0
     while _exists(gm, candidate):
         count += 1
@@ -66,13 +71,12 @@ def free_name(gm: fx.GraphModule, name: str) -> str:
 
 
 def _exists(gm: fx.GraphModule, name: str) -> bool:
-    *path, leaf = name.split(".")
-    owner: object = gm
-    for part in path:
-        owner = getattr(owner, part, None)
-        if owner is None:
+    value: object = gm
+    for part in name.split("."):
+        if not hasattr(value, part):
             return False
-    return hasattr(owner, leaf) or not isinstance(owner, nn.Module)
+        value = getattr(value, part)
+    return True
 
 
 def add_tensor(gm: fx.GraphModule, name: str, tensor: torch.Tensor, like: fx.Node) -> fx.Node:
