@@ -137,3 +137,10 @@ def pack(weight: Float32Array, pattern: RowGroupPattern, height: int) -> PackedW
 def padded_stored(pattern: RowGroupPattern, height: int) -> int:
     """Count the cells that `pack` would store at this height, without packing."""
     return sum(-(-group.height // height) * height * int(group.columns.size) for group in pattern.groups)
+
+
+def packed_lanes(pattern: RowGroupPattern, height: int) -> int:
+    """Count the lanes of all blocks, those of rows without stored cells included."""
+    grouped = sum(group.height for group in pattern.groups)
+    blocks = sum(-(-group.height // height) for group in pattern.groups)
+    return (blocks + -(-(pattern.shape[0] - grouped) // height)) * height

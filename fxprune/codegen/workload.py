@@ -161,7 +161,7 @@ def column_offsets(columns: IndexArray, group: int, work: Workload, channel_map:
     channel, depth, height, width = np.unravel_index(columns, (per_group, *shape.kernel))
     channel = channel + group * per_group
     if channel_map is not None:
-        channel = channel_map[channel]
+        channel = channel_map[channel].astype(np.int64)
     taps = (depth, height, width)
     offset = channel * strides[1]
     for tap, dilation, stride in zip(taps, shape.dilation, strides[2:], strict=True):

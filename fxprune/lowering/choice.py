@@ -58,7 +58,7 @@ class Choice:
 
     @property
     def family(self) -> str:
-        """ "dense", "rows" or "pixels"."""
+        """Who computes it: "dense", "rows" or "pixels"."""
         if self.schedule is None:
             return "dense"
         return "rows" if isinstance(self.schedule, RowsSchedule) else "pixels"

@@ -28,7 +28,8 @@ class DenseLayer(nn.Module):
         """
         super().__init__()
         self.constants = (weight, bias)
-        self.geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        self.geometry = (layer.stride, layer.padding, layer.dilation)
+        self.groups = layer.groups
         self.epilogue = (layer.activation, layer.activation_args)
         self.kind = layer.kind
 
@@ -36,7 +37,8 @@ class DenseLayer(nn.Module):
         """Compute activation(layer(x) + residual)."""
         if self.kind == "linear":
             return fused_linear(x, *self.constants, residual, *self.epilogue)
-        return fused_convolution(x, *self.constants, residual, *self.geometry, *self.epilogue)
+        stride, padding, dilation = self.geometry
+        return fused_convolution(x, *self.constants, residual, stride, padding, dilation, self.groups, *self.epilogue)
 
 
 class PackedConvolution(nn.Module):
@@ -58,6 +60,7 @@ class PackedConvolution(nn.Module):
             weight.contiguous(memory_format=torch.channels_last), *self.geometry, size
         )
         self.packed, self.bias = packed, bias
+        self.epilogue = (layer.activation, layer.activation_args)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Compute activation(convolution(x) + residual), channels-last."""
@@ -69,11 +72,11 @@ class PackedConvolution(nn.Module):
             )
             return result
         other = residual.contiguous(memory_format=torch.channels_last)
-        unary = (None, [], None) if self.name == "none" else end
+        unary = ("relu", [], None) if self.name == "relu" else (None, [], None)
         summed: torch.Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, other, self.packed, self.bias, "add", *self.geometry[:3], self.geometry[3], 1.0, *unary
+            x, other, self.packed, self.bias, *self.geometry, "add", 1.0, *unary
         )
-        return summed
+        return summed if self.name == "relu" else apply_activation(summed, *self.epilogue)
 
 
 class PackedLinear(nn.Module):

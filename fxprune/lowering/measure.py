@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fxprune.codegen.build import Library
+from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import CpuTarget
@@ -93,7 +95,7 @@ def build_trials(
 
 def _make_trial(case: Case, candidate: Candidate, private: bool, threads: int) -> LayerKernel:
     schedule = candidate.schedule
-    family = "rows" if hasattr(schedule, "vectors") else "pixels"
+    family = "rows" if isinstance(schedule, RowsSchedule) else "pixels"
     grouped = private and family == "rows"
     lanes = packed_lanes(case.pattern, schedule.height) if grouped else None
     work = trial_workload(case, family, threads, lanes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,10 @@ from torch import nn
 from fxprune.codegen.kernel import BoundKernel
 from fxprune.codegen.workload import Layout
 from fxprune.lowering.geometry import view_5d
+
+
+_CACHE_LINE = 64
+"""Alignment in bytes that TVM asks of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Port:
             spare: Holds the buffer for copies once one was needed.
         """
         tensor = view_5d(tensor, self.kind, self.dims)
-        if _lies_as(tensor, self.layout):
+        if _lies_as(tensor, self.layout) and tensor.data_ptr() % _CACHE_LINE == 0:
             return tensor.as_strided((self.layout.numel,), (1,), tensor.storage_offset())
         if not spare:
             spare.append(torch.empty(self.layout.numel, dtype=torch.float32))
@@ -84,8 +88,7 @@ class KernelModule(nn.Module):
         """
         super().__init__()
         self.name = name
-        self._run: Callable[[], None] = bound.run
-        self._run_with = bound.run_with
+        self._bound = bound
         self._output = output
         self._ports = (x_port, residual_port)
         self._spare: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
@@ -94,15 +97,27 @@ class KernelModule(nn.Module):
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Run the kernel; the result lies in the planned buffer and is overwritten by the next call."""
         if self._static:
-            self._run()
+            self._bound.run()
             return self._output
+        self._bound.run_with(*self._flatten(x, residual))
+        return self._output
+
+    def run_timed(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+        """Run the kernel; returns the result and the seconds of the kernel alone, without layout conversions."""
+        flat = self._flatten(x, residual)
+        start = time.perf_counter()
+        self._bound.run_with(*flat)
+        return self._output, time.perf_counter() - start
+
+    def _flatten(
+        self, x: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the flat buffers of what torch made; None for what lies in a planned buffer."""
         x_port, residual_port = self._ports
         flat = None if x_port is None else x_port.flatten(x, self._spare[0])
-        other = None
-        if residual_port is not None and residual is not None:
-            other = residual_port.flatten(residual, self._spare[1])
-        self._run_with(flat, other)
-        return self._output
+        if residual_port is None or residual is None:
+            return flat, None
+        return flat, residual_port.flatten(residual, self._spare[1])
 
 
 class StageModule(nn.Module):

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import fx
 
 from fxprune.annotation import RowGroupPattern
+from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.workload import NO_HALO, ConvShape, Halo, Layout, Workload
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
@@ -107,9 +109,9 @@ def plan_layouts(
         private = family == "rows" and is_private(node, layers, families)
         channels = shape.channels_out
         if private:
-            channels = _packed_lanes(patterns[node], schedule.height)
+            channels = packed_lanes(patterns[node], schedule.height)
         halo = _halo_wanted(node, layer, layers, shapes, families) if family == "rows" else NO_HALO
-        order = "nhwc" if family == "rows" else "nchw"
+        order: Literal["nhwc", "nchw"] = "nhwc" if family == "rows" else "nchw"
         y = Layout(order, shape.batch, channels, shape.spatial_out, halo)
         source = _buffer_of(layer.input, layer, families, layers, family)
         residual_source = _buffer_of(layer.residual, layer, families, layers, family) if layer.residual else None
@@ -122,13 +124,6 @@ def plan_layouts(
         placements[node] = Placement(work, private, source, staged, residual_source)
         outputs[node] = (y, private)
     return placements
-
-
-def _packed_lanes(pattern: RowGroupPattern, height: int) -> int:
-    """Count the lanes of all blocks, those of rows without stored cells included."""
-    grouped = sum(group.height for group in pattern.groups)
-    blocks = sum(-(-group.height // height) for group in pattern.groups)
-    return (blocks + -(-(pattern.shape[0] - grouped) // height)) * height
 
 
 def _buffer_of(

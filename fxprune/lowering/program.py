@@ -28,14 +28,14 @@ class Program:
 
     Attributes:
         graph_module: The lowered graph.
-        kernels: The kernel of every lowered layer by module path.
+        kernels: Bytes of the packed weight of every layer that a kernel runs, by module path.
         arena_bytes: Bytes of all planned activations.
     """
 
     def __init__(
         self,
         graph_module: fx.GraphModule,
-        kernels: Mapping[str, LayerKernel],
+        kernels: Mapping[str, int],
         arena: torch.Tensor,
         library: Library | None,
     ) -> None:
@@ -93,14 +93,14 @@ def lower(
     for name_text, name in scripts.items():
         dump_text(f"kernel_{name}.txt", _named(name_text, name))
     result = fx.GraphModule(gm, lowered_graph, class_name="LoweredGraph")
-    _place_nodes(result, gm, mapped, lowered, cases)
+    _place_nodes(result, gm, mapped, lowered)
     stages = _insert_stages(result, lowered, cases)
     arena, scratch = _allocate(result, lowered)
     _bind_kernels(result, lowered, cases, stages, arena, scratch, library)
     _drop_constants(result)
     result.recompile()
-    kernels = {module_path(item.node): item.kernel for item in lowered.values()}
-    return Program(result, kernels, arena[""], library)
+    sizes = {module_path(item.node): item.kernel.packed.size_bytes for item in lowered.values()}
+    return Program(result, sizes, arena[""], library)
 
 
 def _copy_graph(gm: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
@@ -148,7 +148,6 @@ def _place_nodes(
     gm: fx.GraphModule,
     mapped: Mapping[fx.Node, fx.Node],
     lowered: Mapping[fx.Node, _Lowered],
-    cases: Mapping[fx.Node, Case],
 ) -> None:
     """Put a module call in the place of every layer: an empty one for kernels, the dense layer for the others."""
     for number, node in enumerate(gm.graph.nodes):
@@ -156,16 +155,13 @@ def _place_nodes(
         if layer is None or layer.kind == "conv_transpose" or annotation_of(node) is None:
             continue
         name = f"kernel_{number}" if node in lowered else f"dense_{number}"
+        result.add_submodule(name, nn.Module() if node in lowered else _dense_module(gm, layer))
         new = _replace(result, mapped[node], layer, mapped, name)
         if node in lowered:
             lowered[node].new = new
-            result.add_submodule(name, nn.Module())
-        else:
-            result.add_submodule(name, _dense_module(gm, layer, cases.get(node)))
 
 
-def _dense_module(gm: fx.GraphModule, layer: Layer, case: Case | None) -> nn.Module:
-    del case
+def _dense_module(gm: fx.GraphModule, layer: Layer) -> nn.Module:
     weight = constant(gm, layer.weight)
     assert weight is not None
     return build_dense(layer, weight, constant(gm, layer.bias))

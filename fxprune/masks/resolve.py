@@ -110,3 +110,21 @@ def _keep_nonzero(name: str, weight: Tensor) -> Tensor:
             "Load the weights of the model first."
         )
     return (weight.detach() != 0).cpu()
+
+
+def kept_weight_shares(
+    model: nn.Module | ExportedProgram | fx.GraphModule, masks: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Return the share of each weight's sum of absolute values that its mask keeps, in [0, 1]; 1 if the sum is 0.
+
+    Args:
+        model: The model; only read.
+        masks: Checked masks, as `resolve_masks` returns them.
+    """
+    shares: dict[str, float] = {}
+    for name, weight in find_weights(model).tensors.items():
+        if name in masks:
+            size = weight.detach().abs().double()
+            whole = float(size.sum())
+            shares[name] = float(size[masks[name]].sum()) / whole if whole > 0 else 1.0
+    return shares

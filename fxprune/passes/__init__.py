@@ -19,11 +19,8 @@ __all__ = [
     "run_passes",
 ]
 
-ROW_LANE_EFFICIENCY = ((1, 0.22), (2, 0.39), (4, 0.65), (8, 0.85), (16, 0.90), (32, 0.97))
-"""(Group height in rows, rate of the sparse kernel as a share of the dense rate), probed on AVX-512 on one thread."""
 
-
-def default_pipeline(efficiency: tuple[tuple[int, float], ...] = ROW_LANE_EFFICIENCY) -> tuple[Pass, ...]:
+def default_pipeline(efficiency: tuple[tuple[int, float], ...]) -> tuple[Pass, ...]:
     """Return the passes of `structure="exact"`.
 
     Args:

@@ -101,9 +101,7 @@ def activation_statements(x: str, name: str | None, args: Sequence[float], lane:
         "hardtanh": lambda: [f"{x} = {_hardtanh(x, args[0], args[1])}"],
         "sigmoid": lambda: [*_sigmoid(x, cells[0], cells[1:3]), f"{x} = {cells[0]}"],
         "silu": lambda: [*_sigmoid(x, cells[0], cells[1:3]), f"{x} = {x} * {cells[0]}"],
-        "hardswish": lambda: [
-            f"{x} = {x} * {_hardtanh(f'({x} + {_constant(3.0)})', 0.0, 6.0)} * {_constant(1 / 6)}"
-        ],
+        "hardswish": lambda: [f"{x} = {x} * {_hardtanh(f'({x} + {_constant(3.0)})', 0.0, 6.0)} * {_constant(1 / 6)}"],
         "gelu": lambda: _gelu(x, cells),
         "gelu_tanh": lambda: _gelu_tanh(x, cells),
     }

@@ -26,7 +26,6 @@ from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.text import Script
 from fxprune.codegen.workload import Workload
 
-
 _LONGEST_VECTOR = 64
 """Longest line, in cells, that is copied as one vector; longer ones are left to LLVM's own vectoriser."""
 
@@ -154,10 +153,11 @@ def fits(work: Workload, schedule: PixelsSchedule) -> bool:
 
 def computed_pixels(work: Workload, schedule: PixelsSchedule) -> int:
     """Count the lanes computed, wasted and overlapping ones included."""
-    return work.shape.batch * _tiles(work, schedule) * schedule.tile[0] * schedule.tile[1] * schedule.lanes
+    return work.shape.batch * tiles_of(work, schedule) * schedule.tile[0] * schedule.tile[1] * schedule.lanes
 
 
-def _tiles(work: Workload, schedule: PixelsSchedule) -> int:
+def tiles_of(work: Workload, schedule: PixelsSchedule) -> int:
+    """Count the tiles of one image; overlapping last tiles included."""
     lines, width = _line_shape(work)
     return -(-lines // schedule.tile[0]) * -(-width // (schedule.tile[1] * schedule.lanes))
 
@@ -179,7 +179,7 @@ class _PixelsWriter:
         self.name, self.work, self.problem, self.schedule = name, work, problem, schedule
         self.scratch = scratch_of(work, schedule.lanes)
         self.lines, self.width = _line_shape(work)
-        self.tiles = _tiles(work, schedule)
+        self.tiles = tiles_of(work, schedule)
         self.source = "S" if self.scratch.cells else "X"
         self.script = Script()
 
@@ -221,9 +221,7 @@ class _PixelsWriter:
             if self.scratch.cells:
                 with self.script.block(f"for c in T.serial({self.work.shape.channels_in})"):
                     self._pack("c", image, base)
-            with self.script.loops(
-                f"for b in T.serial({self.problem.blocks})", f"for tile in T.serial({self.tiles})"
-            ):
+            with self.script.loops(f"for b in T.serial({self.problem.blocks})", f"for tile in T.serial({self.tiles})"):
                 self._tile(image, base)
 
     def _threads_by_image(self) -> None:
@@ -253,7 +251,8 @@ class _PixelsWriter:
         for phase_h in range(scratch.phases[0]):
             for phase_w in range(scratch.phases[1]):
                 plane = f"(({channel} * {scratch.phases[0]} + {phase_h}) * {scratch.phases[1]} + {phase_w})"
-                self._pack_plane(f"{base} + {plane} * {scratch.lines * scratch.pitch}", channel, image, phase_h, phase_w)
+                target = f"{base} + {plane} * {scratch.lines * scratch.pitch}"
+                self._pack_plane(target, channel, image, phase_h, phase_w)
 
     def _pack_plane(self, target: str, channel: str, image: str, phase_h: int, phase_w: int) -> None:
         shape, scratch, script = self.work.shape, self.scratch, self.script
@@ -323,7 +322,7 @@ class _PixelsWriter:
 
     def _store(self, cell: str, over_tile: tuple[str, ...]) -> None:
         script, schedule = self.script, self.schedule
-        (lines, vectors), lanes = schedule.tile, schedule.lanes
+        lanes = schedule.lanes
         for name in TEMPORARIES:
             script.add(f'{name} = T.alloc_buffer(({lanes},), "float32", scope="local")')
         valid = min(lanes, self.width)

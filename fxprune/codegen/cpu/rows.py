@@ -180,14 +180,10 @@ class _RowsWriter:
         per_thread = -(-lines // self.work.threads)
         line_cells, before, after = y.padded[2] * w_step, w0 * w_step, w1 * w_step
         d, h = f"({{line}} // {height} % {depth})", f"({{line}} % {height})"
-        with self.script.loops(
-            f"for s in T.serial({per_thread})", f"if s * {self.work.threads} + t < {lines}"
-        ):
+        with self.script.loops(f"for s in T.serial({per_thread})", f"if s * {self.work.threads} + t < {lines}"):
             line = f"(s * {self.work.threads} + t)"
             depth_index, height_index = d.format(line=line), h.format(line=line)
-            base = (
-                f"{line} // {height * depth} * {n_step} + {depth_index} * {d_step} + {height_index} * {h_step}"
-            )
+            base = f"{line} // {height * depth} * {n_step} + {depth_index} * {d_step} + {height_index} * {h_step}"
             inside = (
                 f"{depth_index} >= {d0} and {depth_index} < {d0 + y.spatial[0]} and "
                 f"{height_index} >= {h0} and {height_index} < {h0 + y.spatial[1]}"
@@ -302,12 +298,15 @@ class _RowsWriter:
         """Store lane by lane: values go to memory first, a block's real rows from there to their channels."""
         script, height, grid, lanes = self.script, self.schedule.height, self.grid, self.schedule.lanes
         cells = self.pixels * height
+        target = f"Y[pos[1] + {self._pixel(grid.y_steps)} + ROWS[b * {height} + r]]"
         script.add(f'out = T.alloc_buffer(({cells},), "float32", scope="local")')
         self._temporaries()
         if grid.residual_steps is None:
             with script.loops(*over_tile):
                 script.add(*self._activation(cell), f"out[(p * {self.schedule.vectors} + k) * {lanes} + v] = {cell}")
-            self._move_lanes(f"Y[pos[1] + {self._pixel(grid.y_steps)} + ROWS[b * {height} + r]]", f"out[p * {height} + r]")
+            self._move_lanes(
+                f"Y[pos[1] + {self._pixel(grid.y_steps)} + ROWS[b * {height} + r]]", f"out[p * {height} + r]"
+            )
             return
         with script.loops(f"for p in T.serial({self.pixels})", f"for r in T.serial({height})"):
             script.add(f"out[p * {height} + r] = T.float32(0.0)")
@@ -316,7 +315,7 @@ class _RowsWriter:
         with script.loops(*over_tile):
             script.add(f"{cell} = {cell} + out[(p * {self.schedule.vectors} + k) * {lanes} + v]")
             script.add(*self._activation(cell), f"out[(p * {self.schedule.vectors} + k) * {lanes} + v] = {cell}")
-        self._move_lanes(f"Y[pos[1] + {self._pixel(grid.y_steps)} + ROWS[b * {height} + r]]", f"out[p * {height} + r]")
+        self._move_lanes(target, f"out[p * {height} + r]")
 
     def _move_lanes(self, target: str, source: str) -> None:
         with self.script.loops(f"for p in T.serial({self.pixels})", "for r in T.serial(COUNT[b])"):

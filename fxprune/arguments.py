@@ -1,0 +1,82 @@
+"""The arguments of `compile` besides model, masks and target: checked before any work."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+
+from fxprune.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Options:
+    """The `options` of `compile`.
+
+    Attributes:
+        measure: Choose kernels by timing them on this machine; False trusts the cost model.
+        threads: Threads of the kernels; None = as many as torch uses.
+    """
+
+    measure: bool = True
+    threads: int | None = None
+
+
+def check_arguments(structure: str, dtype: torch.dtype | None, tune: str | float | None, database: str | None) -> None:
+    """Refuse values that this version does not support.
+
+    Raises:
+        UnsupportedError: Names the argument, the value and what is supported.
+    """
+    if structure != "exact":
+        raise UnsupportedError(f"structure={structure!r} is not supported by this version; it knows 'exact'.")
+    if dtype not in (None, torch.float32):
+        raise UnsupportedError(f"dtype={dtype} is not supported by this version; it computes in torch.float32.")
+    if tune not in (None, "off"):
+        raise UnsupportedError(f"tune={tune!r} is not supported by this version; pass None or 'off'.")
+    if database is not None:
+        raise UnsupportedError(f"database={database!r} is not supported by this version; leave it out.")
+
+
+def read_options(options: Mapping[str, object] | None) -> Options:
+    """Read the `options` mapping.
+
+    Raises:
+        UnsupportedError: It is no mapping, or a key or a value is not known.
+    """
+    if options is None:
+        return Options()
+    if not isinstance(options, Mapping):
+        raise UnsupportedError(
+            f"options is a {type(options).__name__}; it needs to be a mapping such as {{'threads': 2}}."
+        )
+    known = [field.name for field in fields(Options)]
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It knows {', '.join(known)}."
+            raise UnsupportedError(f"options has no {key!r}. {hint}")
+    measure, threads = options.get("measure", True), options.get("threads")
+    if not isinstance(measure, bool):
+        raise UnsupportedError(f"options['measure'] is {measure!r}; it needs True or False.")
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise UnsupportedError(f"options['threads'] is {threads!r}; it needs a whole number from 1 up.")
+    return Options(measure, threads)
+
+
+def read_example_inputs(example_inputs: torch.Tensor | tuple[object, ...] | None) -> tuple[object, ...] | None:
+    """Return the example inputs as a tuple of positional arguments.
+
+    Raises:
+        UnsupportedError: They are neither a tensor nor a tuple.
+    """
+    if isinstance(example_inputs, torch.Tensor):
+        return (example_inputs,)
+    if example_inputs is None or isinstance(example_inputs, tuple):
+        return example_inputs
+    raise UnsupportedError(
+        f"example_inputs is a {type(example_inputs).__name__}; it needs to be a tensor or a tuple of the model's "
+        "positional inputs."
+    )

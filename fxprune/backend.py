@@ -1,0 +1,205 @@
+"""From an annotated graph to a program and its report: cases, choices, lowering, the guard on the whole model."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import fx
+
+from fxprune.codegen.format import padded_stored
+from fxprune.codegen.target import CpuTarget, check_versions, parse_target
+from fxprune.compiled import Specialisation
+from fxprune.debug import dump_text
+from fxprune.errors import UnsupportedError
+from fxprune.graph import Captured
+from fxprune.layer import Layer, find_layer
+from fxprune.lowering.choice import Case, Choice, constant, full_pattern
+from fxprune.lowering.geometry import find_obstacle, shape_of
+from fxprune.lowering.measure import time_calls
+from fxprune.lowering.profile import profile
+from fxprune.lowering.program import Program, lower
+from fxprune.lowering.select import NOISE, select
+from fxprune.nodes import annotation_of, module_path
+from fxprune.passes import PassRecord
+from fxprune.report import CompileReport, LayerReport
+
+logger = logging.getLogger(__name__)
+
+_LIBRARIES = ("fxprune", "torch", "apache-tvm", "apache-tvm-ffi")
+
+
+def prepare_target(target: str | Mapping[str, object], threads: int | None) -> CpuTarget:
+    """Read the target and the number of threads.
+
+    Raises:
+        UnsupportedError: The target is not supported, or the installed apache-tvm-ffi crashes the process.
+    """
+    check_versions()
+    return parse_target(target, threads or torch.get_num_threads())
+
+
+def build(
+    captured: Captured,
+    inputs: Sequence[object],
+    records: Sequence[PassRecord],
+    kept_weight: Mapping[str, float],
+    target: CpuTarget,
+    *,
+    measure: bool,
+    start: float,
+) -> Specialisation:
+    """Choose, lower, check against dense, report.
+
+    Args:
+        captured: The graph after all passes.
+        inputs: Flat example inputs.
+        records: What the passes did.
+        kept_weight: Share of |w| that the mask keeps, by parameter name.
+        target: The CPU.
+        measure: Choose by timing on this machine.
+        start: `time.perf_counter` when the compilation began.
+    """
+    gm = captured.graph_module
+    _check_inputs(gm, inputs)
+    cases, obstacles = _find_cases(gm)
+    choices = select(cases, target, measure=measure)
+    program = lower(gm, cases, choices, target)
+    program, choices, verdict = _guard(gm, program, inputs, choices, target, measure=measure)
+    report = CompileReport(
+        target=target.description,
+        threads=target.threads,
+        input_shapes=tuple(tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor)),
+        layers=tuple(_report_layers(gm, cases, choices, obstacles, kept_weight, program)),
+        passes=tuple(asdict(record) for record in records),
+        refusals=tuple((refusal.node, refusal.reason) for record in records for refusal in record.refusals),
+        function_change="exact: the result equals the masked model",
+        whole_model=verdict,
+        overhead=profile(program, inputs) if measure and program.kernels else None,
+        compile_seconds=time.perf_counter() - start,
+        versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+    )
+    dump_text("report.txt", str(report))
+    logger.info("compiled in %.1f s: %s", report.compile_seconds, verdict)
+    return Specialisation(program, captured.out_spec, report)
+
+
+def _check_inputs(gm: fx.GraphModule, inputs: Sequence[object]) -> None:
+    for index, value in enumerate(inputs):
+        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+            raise UnsupportedError(
+                f"Input {index} is on {value.device}, the target is the CPU. Pass a tensor on the CPU: x.cpu()."
+            )
+    for node in gm.graph.nodes:
+        fake = node.meta.get("val")
+        if node.op == "get_attr" and isinstance(fake, torch.Tensor) and fake.device.type != "cpu":
+            raise UnsupportedError(
+                f"'{node.target}' is on {fake.device}, the target is the CPU. Call model.cpu() first."
+            )
+
+
+def _find_cases(gm: fx.GraphModule) -> tuple[dict[fx.Node, Case], dict[fx.Node, str]]:
+    """Return the layers that kernels could compute, and why they cannot compute the others."""
+    cases: dict[fx.Node, Case] = {}
+    obstacles: dict[fx.Node, str] = {}
+    for node in gm.graph.nodes:
+        layer, annotation = find_layer(node), annotation_of(node)
+        if layer is None or annotation is None:
+            continue
+        obstacle = find_obstacle(layer)
+        if obstacle is not None:
+            obstacles[node] = obstacle
+            continue
+        shape = shape_of(layer)
+        weight, bias = constant(gm, layer.weight), constant(gm, layer.bias)
+        assert weight is not None
+        cells = weight.detach().reshape(shape.channels_out, -1).contiguous().numpy()
+        numbers = None if bias is None else bias.detach().contiguous().numpy()
+        cases[node] = Case(layer, annotation, shape, cells, numbers, annotation.pattern or full_pattern(shape))
+    return cases, obstacles
+
+
+def _guard(
+    gm: fx.GraphModule,
+    program: Program,
+    inputs: Sequence[object],
+    choices: dict[fx.Node, Choice],
+    target: CpuTarget,
+    *,
+    measure: bool,
+) -> tuple[Program, dict[fx.Node, Choice], str]:
+    """Give back the dense program if it is faster as a whole."""
+    if not program.kernels:
+        return program, choices, "dense: no layer gains from a kernel"
+    if not measure:
+        return program, choices, "sparse: chosen by the cost model, nothing was measured"
+    dense = lower(gm, {}, {}, target)
+    ours, theirs = (seconds * 1e3 for seconds in time_calls([lambda: program.run(inputs), lambda: dense.run(inputs)]))
+    if ours <= theirs * (1 - NOISE):
+        return program, choices, f"sparse: measured {ours:.2f} ms, the same graph on dense torch {theirs:.2f} ms"
+    reason = f"the whole model is no faster with kernels: {ours:.2f} ms, on dense torch {theirs:.2f} ms"
+    given_back = {
+        node: Choice(None, f"{reason}; this layer: {choice.reason}", None, choice.dense_us, choice.dense_us)
+        for node, choice in choices.items()
+    }
+    return dense, given_back, f"dense: {reason}"
+
+
+def _report_layers(
+    gm: fx.GraphModule,
+    cases: Mapping[fx.Node, Case],
+    choices: Mapping[fx.Node, Choice],
+    obstacles: Mapping[fx.Node, str],
+    kept_weight: Mapping[str, float],
+    program: Program,
+) -> list[LayerReport]:
+    reports = []
+    for node in gm.graph.nodes:
+        layer, annotation = find_layer(node), annotation_of(node)
+        if layer is None or annotation is None:
+            continue
+        choice = choices.get(node) or Choice(None, obstacles[node])
+        case, packed_bytes = cases.get(node), program.kernels.get(module_path(node))
+        schedule = choice.schedule
+        stored = case.weight.size if case else annotation.mask.numel()
+        if case is not None and schedule is not None:
+            stored = padded_stored(case.pattern, schedule.height)
+        dense_bytes = annotation.mask.numel() * layer.weight.meta["val"].element_size()
+        reports.append(
+            LayerReport(
+                name=module_path(node),
+                operator=_describe(layer),
+                weight_shape=layer.weight_shape,
+                output_shape=layer.output_shape,
+                macs_dense=layer.macs,
+                macs_kept=annotation.nnz * layer.positions,
+                macs_run=stored * layer.positions,
+                density=annotation.density,
+                stored_density=stored / max(1, annotation.mask.numel()),
+                heights=case.pattern.heights() if case is not None and schedule is not None else {},
+                kept_weight=kept_weight.get(annotation.name, 1.0),
+                kernel=choice.kernel,
+                predicted_us=choice.predicted_us,
+                measured_us=choice.measured_us,
+                dense_us=choice.dense_us,
+                reason=choice.reason,
+                parameters=annotation.nnz,
+                size_bytes=dense_bytes if packed_bytes is None else packed_bytes,
+                dense_size_bytes=dense_bytes,
+            )
+        )
+    return reports
+
+
+def _describe(layer: Layer) -> str:
+    """Return the operator in a few words, e.g. "conv2d 3x3 s2 g1"."""
+    if layer.kind == "linear":
+        return "linear"
+    name = f"conv{layer.dims}d" if layer.kind == "conv" else f"conv_transpose{layer.dims}d"
+    kernel = "x".join(str(size) for size in layer.weight_shape[2:])
+    stride = "x".join(str(step) for step in dict.fromkeys(layer.stride))
+    return f"{name} {kernel} s{stride} g{layer.groups}"

@@ -1,0 +1,191 @@
+"""One layer and one schedule made into text and arrays, and the bound call that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import tvm
+from numpy.typing import NDArray
+
+from fxprune.annotation import IndexArray, RowGroupPattern
+from fxprune.codegen.cpu import pixels, rows
+from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.format import Float32Array, PackedWeight, pack
+from fxprune.codegen.schedules import Schedule
+from fxprune.codegen.workload import Workload, column_offsets
+from fxprune.errors import CodegenError
+
+_LARGEST_INDEX = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class LayerKernel:
+    """A layer's kernel before it is built.
+
+    Attributes:
+        work: Shapes and layouts.
+        schedule: Options.
+        packed: The packed weight.
+        arrays: Arguments between the input and the output, in the kernel's order.
+        scratch_cells: float32 cells of scratch that the kernel needs; 0 = it takes none.
+        channel_map: Position of each output channel in the output buffer, [O]; None = in order.
+    """
+
+    work: Workload
+    schedule: Schedule
+    packed: PackedWeight
+    arrays: tuple[NDArray[np.generic], ...]
+    scratch_cells: int
+    channel_map: IndexArray | None
+    _vector_rows: tuple[bool, bool]
+
+    def script(self, name: str) -> str:
+        """Return the TVMScript of the function under a global symbol."""
+        if isinstance(self.schedule, RowsSchedule):
+            problem = rows.RowsProblem(self.packed.blocks, *self._vector_rows)
+            return rows.build_rows_kernel(name, self.work, problem, self.schedule)
+        return pixels.build_pixels_kernel(name, self.work, pixels.PixelsProblem(self.packed.blocks), self.schedule)
+
+
+def group_channel_map(packed: PackedWeight) -> IndexArray:
+    """Return the position of every output row where rows lie in the order of the blocks, padding included, [O]."""
+    positions = np.empty(packed.pattern.shape[0], dtype=np.int32)
+    lanes = np.flatnonzero(packed.rows >= 0).astype(np.int32)
+    positions[packed.rows[lanes]] = lanes
+    return positions
+
+
+def make_kernel(
+    work: Workload,
+    schedule: Schedule,
+    weight: Float32Array,
+    pattern: RowGroupPattern,
+    bias: Float32Array | None,
+    *,
+    input_map: IndexArray | None = None,
+    group_order: bool = False,
+) -> LayerKernel:
+    """Pack a layer for one schedule.
+
+    Args:
+        work: Shapes and layouts; with `group_order` the output has one channel for every packed lane.
+        schedule: Options of the kernel.
+        weight: The weight's 2-D view, [O, K].
+        pattern: Its row groups.
+        bias: [O] or None.
+        input_map: Position of every input channel in the input buffer, [I]; None = in order.
+        group_order: Store the output channels in the order of the blocks, padding lanes included.
+
+    Raises:
+        CodegenError: A buffer or an offset does not fit 32 bits.
+    """
+    packed = pack(weight, pattern, schedule.height)
+    offsets = _offsets(work, schedule, packed, input_map)
+    _check_sizes(work, packed, offsets)
+    lane_bias = packed.per_lane(np.zeros(pattern.shape[0], np.float32) if bias is None else bias)
+    head = (packed.values, offsets, packed.begin, packed.length, packed.base)
+    if not isinstance(schedule, RowsSchedule):
+        units = pixels.tiles_of(work, schedule)
+        cells = pixels.scratch_cells(work, schedule.lanes)
+        lists = (*head, packed.rows, packed.count, lane_bias, _cuts(packed, units, work.threads))
+        return LayerKernel(work, schedule, packed, lists, cells, None, (False, False))
+    first, vector = _first_channels(packed, group_order)
+    kinds = (bool((first >= 0).any()), bool((first < 0).any()))
+    cut = _cuts(packed, rows.tiles_of(work, schedule.tile), work.threads)
+    arrays = (*head, packed.rows, packed.count, first, lane_bias, cut)
+    return LayerKernel(work, schedule, packed, arrays, 0, vector, kinds)
+
+
+def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map: IndexArray | None) -> IndexArray:
+    """Return the element offset of every entry of the column lists."""
+    per_group = packed.pattern.shape[0] // work.shape.groups
+    parts: list[IndexArray] = [np.zeros(0, dtype=np.int32)]
+    for group in packed.pattern.groups:
+        conv_group = int(group.rows[0]) // per_group
+        if isinstance(schedule, RowsSchedule):
+            parts.append(column_offsets(group.columns, conv_group, work, input_map))
+        else:
+            parts.append(pixels.pixel_offsets(group.columns, conv_group, work, schedule.lanes))
+    return np.concatenate(parts)
+
+
+def _first_channels(packed: PackedWeight, group_order: bool) -> tuple[IndexArray, IndexArray | None]:
+    """Return the first output channel of each block, -1 where its rows are no neighbours, and the channel map."""
+    blocks, height = packed.blocks, packed.height
+    if group_order:
+        return np.arange(blocks, dtype=np.int32) * height, group_channel_map(packed)
+    lanes = packed.rows.reshape(blocks, height)
+    neighbours = (np.diff(lanes, axis=1) == 1).all(axis=1) & (packed.count == height)
+    return np.where(neighbours, lanes[:, 0], -1).astype(np.int32), None
+
+
+def _cuts(packed: PackedWeight, tiles: int, threads: int) -> IndexArray:
+    """Split the units (block-major, tile-minor) so that every thread multiplies about as many cells, [threads + 1]."""
+    cost = np.cumsum(np.repeat(packed.length.astype(np.int64) + 1, tiles))
+    wanted = cost[-1] * np.arange(1, threads) / threads
+    inner = np.searchsorted(cost, wanted)
+    return np.concatenate(([0], inner, [cost.size])).astype(np.int32)
+
+
+def _check_sizes(work: Workload, packed: PackedWeight, offsets: IndexArray) -> None:
+    sizes = {"input": work.x.numel, "output": work.y.numel, "weight": int(packed.values.size)}
+    for what, size in sizes.items():
+        if size > _LARGEST_INDEX:
+            raise CodegenError(f"The {what} of {work.shape} has {size} cells; kernels index with 32 bits.")
+    if offsets.size and int(offsets.min()) < 0:
+        raise CodegenError(f"A column offset of {work.shape} is negative: {int(offsets.min())}.")
+
+
+class BoundKernel:
+    """A built function with all its arrays; called with the tensors that change, it runs without further work.
+
+    Attributes:
+        arrays: The packed arrays as torch tensors, kept alive for the function.
+    """
+
+    def __init__(
+        self,
+        function: tvm.runtime.PackedFunc,
+        kernel: LayerKernel,
+        x: torch.Tensor | None,
+        y: torch.Tensor,
+        residual: torch.Tensor | None,
+        scratch: torch.Tensor | None,
+    ) -> None:
+        """Bind a function.
+
+        Args:
+            function: The built function.
+            kernel: Its layer.
+            x: Flat input buffer, or None if every call brings another one.
+            y: Flat output buffer.
+            residual: Flat buffer of the residual, or None if there is none or every call brings another one.
+            scratch: Flat scratch of at least `kernel.scratch_cells` cells, or None.
+        """
+        self._function = function
+        filled = (array if array.size else np.zeros(1, array.dtype) for array in kernel.arrays)
+        self.arrays = tuple(torch.tensor(array) for array in filled)  # a copy: torch aligns to cache lines
+        middle = [tvm.runtime.from_dlpack(array) for array in self.arrays]
+        if kernel.scratch_cells:
+            assert scratch is not None
+            middle.append(tvm.runtime.from_dlpack(scratch[: kernel.scratch_cells]))
+        self._takes_residual = kernel.work.residual is not None
+        tensors: Sequence[torch.Tensor | None] = (x, y, residual)
+        head, tail, extra = (None if tensor is None else tvm.runtime.from_dlpack(tensor) for tensor in tensors)
+        self._arguments = [head, *middle, tail, *([extra] if self._takes_residual else [])]
+
+    def run(self) -> None:
+        """Run with the buffers given when bound."""
+        self._function(*self._arguments)
+
+    def run_with(self, x: torch.Tensor | None, residual: torch.Tensor | None) -> None:
+        """Run with another input, another residual, or both; None keeps the one given when bound."""
+        arguments = self._arguments.copy()
+        if x is not None:
+            arguments[0] = tvm.runtime.from_dlpack(x)
+        if residual is not None:
+            arguments[-1] = tvm.runtime.from_dlpack(residual)
+        self._function(*arguments)

@@ -1,0 +1,168 @@
+"""The result of `compile`: a module that runs the compiled model and says what was done to it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from fxprune.errors import FxpruneError, UnsupportedError
+
+if TYPE_CHECKING:  # importing it would load TVM
+    from fxprune.lowering.program import Program
+from fxprune.report import CompileReport
+
+logger = logging.getLogger(__name__)
+
+_Key = tuple[object, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Specialisation:
+    """A model compiled for one set of input shapes.
+
+    Attributes:
+        program: What runs.
+        out_spec: How its flat results become what the model returns.
+        report: What was done.
+    """
+
+    program: Program
+    out_spec: TreeSpec
+    report: CompileReport
+
+
+Compile = Callable[[tuple[object, ...], Mapping[str, object]], Specialisation]
+"""Compiles the model for the shapes of (args, kwargs)."""
+
+
+class CompiledModule(nn.Module):
+    """A compiled model: call it like the model it was made from, in eval mode and without gradients.
+
+    Inputs of other shapes are compiled at their first call, once, and kept. Calls from several threads are safe; they
+    take turns.
+    """
+
+    def __init__(self, compile_for: Compile, masks: Mapping[str, torch.Tensor]) -> None:
+        """Make an empty result; `specialise` fills it.
+
+        Args:
+            compile_for: Compiles the model for given inputs.
+            masks: Final masks by parameter name.
+        """
+        super().__init__()
+        self.training = False
+        self._compile_for = compile_for
+        self._masks = dict(masks)
+        self._known: dict[_Key, Specialisation] = {}
+        self._latest: Specialisation | None = None
+        self._compiling = threading.Lock()
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """Run the model.
+
+        Args:
+            *args: The model's positional arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            What the model returns, in memory of its own.
+
+        Raises:
+            UnsupportedError: An input asks for gradients, or the model cannot be compiled for these inputs.
+        """
+        flat, spec = tree_flatten((args, kwargs))
+        _check_no_gradients(flat)
+        found = self._known.get(_key(flat, spec)) or self.specialise(args, kwargs)
+        return tree_unflatten(found.program.run(flat), found.out_spec)
+
+    def specialise(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
+        """Return the model compiled for the shapes of these arguments, compiled now if it was not before.
+
+        Args:
+            args: Positional arguments of the model.
+            kwargs: Keyword arguments.
+        """
+        flat, spec = tree_flatten((args, dict(kwargs)))
+        key = _key(flat, spec)
+        with self._compiling:
+            if key not in self._known:
+                if self._known:
+                    logger.info("new input shapes %s: compiling again", _shapes(flat))
+                self._known[key] = self._compile_for(args, kwargs)
+                self._latest = self._known[key]
+            return self._known[key]
+
+    def train(self, mode: bool = True) -> CompiledModule:
+        """Refuse training mode.
+
+        Raises:
+            UnsupportedError: `mode` is True.
+        """
+        if mode:
+            raise UnsupportedError(
+                "A compiled model is for inference: it has no parameters to train. Train the model it was made from, "
+                "with its masks held, and compile again."
+            )
+        return self
+
+    @property
+    def report(self) -> CompileReport:
+        """What was done to every layer, for the input shapes compiled last.
+
+        Raises:
+            FxpruneError: Nothing was compiled yet.
+        """
+        return self._last().report
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The lowered graph, for the input shapes compiled last.
+
+        Raises:
+            FxpruneError: Nothing was compiled yet.
+        """
+        return self._last().program.graph_module
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """The final masks: bool, True = kept, by parameter name."""
+        return dict(self._masks)
+
+    def _last(self) -> Specialisation:
+        if self._latest is None:
+            raise FxpruneError(
+                "Nothing was compiled yet: without example_inputs a model is compiled at its first call. "
+                "Call it once, or pass example_inputs to compile."
+            )
+        return self._latest
+
+
+def _check_no_gradients(flat: list[object]) -> None:
+    if not torch.is_grad_enabled():
+        return
+    for index, value in enumerate(flat):
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            raise UnsupportedError(
+                f"Input {index} requires gradients; a compiled model is for inference only. Call it under "
+                "torch.no_grad(), or pass the tensor's .detach()."
+            )
+
+
+def _key(flat: list[object], spec: TreeSpec) -> _Key:
+    """Return what a compiled program depends on: structure, shapes and types of tensors, values of everything else."""
+    parts = [
+        (tuple(value.shape), value.dtype, value.device) if isinstance(value, torch.Tensor) else (type(value), value)
+        for value in flat
+    ]
+    return (spec, *parts)
+
+
+def _shapes(flat: list[object]) -> str:
+    return ", ".join(str(list(value.shape)) for value in flat if isinstance(value, torch.Tensor))

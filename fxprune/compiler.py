@@ -1,0 +1,76 @@
+"""`compile`: the whole compiler on one screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
+
+from fxprune.arguments import check_arguments, read_example_inputs, read_options
+from fxprune.compiled import CompiledModule, Specialisation
+from fxprune.debug import configure_logging
+from fxprune.graph import annotate, capture
+from fxprune.masks import kept_weight_shares, resolve_masks
+from fxprune.passes import default_pipeline, run_passes
+
+
+def compile(  # noqa: A001  # the public name; torch.compile has it too
+    model: nn.Module | ExportedProgram | fx.GraphModule,
+    masks: Mapping[str, object] | None = None,
+    target: str | Mapping[str, object] = "cpu",
+    *,
+    example_inputs: torch.Tensor | tuple[object, ...] | None = None,
+    structure: str = "exact",
+    dtype: torch.dtype | None = None,
+    tune: str | float | None = None,
+    database: str | None = None,
+    options: Mapping[str, object] | None = None,
+) -> CompiledModule:
+    """Compile a pruned model into a module that computes the same in a fraction of the time.
+
+    Args:
+        model: A module in eval mode, an exported program, or a graph module; it is not changed.
+        masks: Which weights survive pruning: parameter name to a tensor of 0 and 1 in the weight's shape, 1 = kept.
+            None: the masks of `torch.nn.utils.prune` on the model; elsewhere a zero weight is a pruned weight.
+        target: "cpu", or a TVM target of kind llvm as a dict or JSON text.
+        example_inputs: A tensor or a tuple of the model's positional inputs. None: compiled at the first call.
+        structure: "exact": the result equals the masked model.
+        dtype: torch.float32 or None.
+        tune: None or "off".
+        database: None.
+        options: "measure" (bool, default True: choose kernels by timing them), "threads" (int, default torch's).
+
+    Returns:
+        The compiled model. `.report` says for every layer what was done and why.
+
+    Raises:
+        MaskError: A mask does not fit the model.
+        UnsupportedError: The model, the target, an input or an option is not supported.
+        CodegenError: A kernel could not be built.
+    """
+    configure_logging()
+    check_arguments(structure, dtype, tune, database)
+    chosen = read_options(options)
+    inputs = read_example_inputs(example_inputs)
+    from fxprune import backend  # loads TVM, which `import fxprune` does not
+
+    cpu = backend.prepare_target(target, chosen.threads)
+    kept = resolve_masks(model, masks)
+    shares = kept_weight_shares(model, kept)
+
+    def compile_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
+        start = time.perf_counter()
+        captured = capture(model, args, kwargs)
+        annotate(captured.graph_module, kept)
+        records = run_passes(captured.graph_module, default_pipeline(cpu.efficiency))
+        flat = tree_leaves((args, dict(kwargs)))
+        return backend.build(captured, flat, records, shares, cpu, measure=chosen.measure, start=start)
+
+    compiled = CompiledModule(compile_for, kept)
+    if inputs is not None:
+        compiled.specialise(inputs, {})
+    return compiled

@@ -1,0 +1,81 @@
+"""Where the time of one call goes: kernels, torch's operators, and everything between them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import fx
+from torch.fx.node import Argument, Target
+
+from fxprune.lowering.measure import time_calls
+from fxprune.lowering.modules import KernelModule, StageModule
+from fxprune.lowering.program import Program
+
+_RUNS = 15
+"""Runs of the whole graph that are timed node by node; medians count."""
+
+
+class _Timer(fx.Interpreter):
+    """Runs a lowered graph and notes the seconds of each node."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.kernels: list[float] = []
+        self.operators: list[float] = []
+
+    def call_module(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
+        module = self.fetch_attr(str(target))
+        if isinstance(module, StageModule):
+            return module(*args, **kwargs)
+        if isinstance(module, KernelModule):
+            result, seconds = module.run_timed(*cast("tuple[torch.Tensor, ...]", args))
+            self.kernels.append(seconds)
+            return result
+        start = time.perf_counter()
+        result = module(*args, **kwargs)
+        self.operators.append(time.perf_counter() - start)
+        return result
+
+    def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
+        start = time.perf_counter()
+        result = super().call_function(target, args, kwargs)
+        self.operators.append(time.perf_counter() - start)
+        return result
+
+
+def profile(program: Program, inputs: Sequence[object]) -> dict[str, float]:
+    """Measure where the time of a call goes.
+
+    Args:
+        program: The program.
+        inputs: Flat inputs.
+
+    Returns:
+        Microseconds of a call in kernels (`kernels_us`), in torch's operators and dense layers (`torch_us`) and
+        outside both (`outside_us`: glue, layout conversions, hand-over), and `share`, outside over the whole.
+    """
+    whole = time_calls([lambda: program.run(inputs)], rounds=_RUNS)[0]
+    runs = []
+    with torch.no_grad():
+        for _ in range(_RUNS):
+            timer = _Timer(program.graph_module)
+            timer.run(*inputs)
+            runs.append(timer)
+    kernels = _sum_of_medians([timer.kernels for timer in runs])
+    operators = _sum_of_medians([timer.operators for timer in runs])
+    outside = max(0.0, whole - kernels - operators)
+    return {
+        "whole_us": whole * 1e6,
+        "kernels_us": kernels * 1e6,
+        "torch_us": operators * 1e6,
+        "outside_us": outside * 1e6,
+        "share": outside / whole,
+    }
+
+
+def _sum_of_medians(runs: Sequence[Sequence[float]]) -> float:
+    return float(sum(statistics.median(node) for node in zip(*runs, strict=True)))
