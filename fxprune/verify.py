@@ -33,13 +33,16 @@ def verify(gm: fx.GraphModule) -> None:
     Raises:
         VerifyError: Names the node and its module, says what is wrong, and shows the lines around it.
     """
-    gm.graph.lint()
     for node in gm.graph.nodes:
         for rule in RULES:
             fault = rule(gm, node)
             if fault is not None:
                 where = f"Node '{node.name}' (module '{module_path(node)}')"
                 raise VerifyError(f"{where}: {fault}\n{format_excerpt(node)}")
+    try:
+        gm.graph.lint()
+    except RuntimeError as error:
+        raise VerifyError(f"The graph is not well-formed: {error}. Build it with the methods of fx.Graph.") from error
 
 
 def check_operation(_: fx.GraphModule, node: fx.Node) -> str | None:

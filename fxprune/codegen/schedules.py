@@ -7,7 +7,7 @@ tile of that height reaches (`target.EFFICIENCY`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.cpu import pixels, rows
@@ -84,6 +84,19 @@ def _row_tiles(work: Workload, vectors: int, target: CpuTarget) -> list[tuple[in
         return rows.computed_pixels(work, tile), tile[0], -tile[1]
 
     return sorted(enough, key=waste)
+
+
+def refit(schedule: Schedule, work: Workload, target: CpuTarget) -> Schedule:
+    """Return the schedule with a tile that fits the layer's final layouts.
+
+    Args:
+        schedule: A schedule chosen on trial layouts.
+        work: The layer as it will run.
+        target: The CPU.
+    """
+    if not isinstance(schedule, RowsSchedule) or rows.fits(work, schedule.tile):
+        return schedule
+    return replace(schedule, tile=_row_tiles(work, schedule.vectors, target)[0])
 
 
 def rows_candidates(

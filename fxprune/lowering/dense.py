@@ -72,7 +72,9 @@ class PackedConvolution(nn.Module):
             )
             return result
         other = residual.contiguous(memory_format=torch.channels_last)
-        unary = ("relu", [], None) if self.name == "relu" else (None, [], None)
+        unary: tuple[str | None, list[float], str | None] = (
+            ("relu", [], None) if self.name == "relu" else (None, [], None)
+        )
         summed: torch.Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
             x, other, self.packed, self.bias, *self.geometry, "add", 1.0, *unary
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -14,20 +14,20 @@ from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import CpuTarget
-from fxprune.codegen.workload import NO_HALO, Layout, Workload
+from fxprune.codegen.workload import Halo, Layout, Workload
 from fxprune.lowering.choice import Case
 from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
 
 _ROUNDS = 7
-"""Rounds of an interleaved measurement; the median of the rounds counts."""
+"""Rounds of an interleaved measurement; the best round counts: a shared machine only ever adds time."""
 
 _ROUND_SECONDS = 3e-4
 """Least time that one candidate runs in one round, seconds."""
 
 
 def time_calls(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> list[float]:
-    """Return the median time of each call in seconds, measured in turns.
+    """Return the best time of each call in seconds, measured in turns.
 
     Args:
         calls: What to run.
@@ -46,46 +46,64 @@ def time_calls(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> 
             for _ in range(repeat):
                 call()
             sample.append((time.perf_counter() - start) / repeat)
-    return [statistics.median(sample) for sample in samples]
+    return [min(sample) for sample in samples]
 
 
-def trial_workload(case: Case, family: str, threads: int, channels: int | None) -> Workload:
-    """Return the workload of a layer on its own: its input padded as it asks, its output without halo.
+@dataclass(frozen=True)
+class Trial:
+    """A layer as it would lie if row-lane kernels ran all layers.
+
+    Attributes:
+        case: The layer.
+        private: Whether its output channels may lie in the order of the blocks.
+        x_halo: Halo of its input.
+        y_halo: Halo of its output.
+    """
+
+    case: Case
+    private: bool
+    x_halo: Halo
+    y_halo: Halo
+
+
+def trial_workload(trial: Trial, family: str, threads: int, height: int) -> Workload:
+    """Return the workload of a layer on its own.
 
     Args:
-        case: The layer.
+        trial: The layer.
         family: "rows" or "pixels".
         threads: Threads of the kernel.
-        channels: Channels of the output buffer; None = the layer's own.
+        height: Rows of a block.
     """
-    shape, layer = case.shape, case.layer
+    shape, layer = trial.case.shape, trial.case.layer
     if family == "pixels":
         x = Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in)
         y = Layout("nchw", shape.batch, shape.channels_out, shape.spatial_out)
     else:
-        x = Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in, shape.padding)
-        y = Layout("nhwc", shape.batch, channels or shape.channels_out, shape.spatial_out, NO_HALO)
+        channels = packed_lanes(trial.case.pattern, height) if trial.private else shape.channels_out
+        x = Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in, trial.x_halo)
+        y = Layout("nhwc", shape.batch, channels, shape.spatial_out, trial.y_halo)
     residual = Layout(y.order, shape.batch, shape.channels_out, shape.spatial_out) if layer.residual else None
     return Workload(shape, x, y, residual, layer.activation, layer.activation_args, threads)
 
 
 def build_trials(
-    cases: Sequence[tuple[Case, Sequence[Candidate], bool]], target: CpuTarget
+    trials: Sequence[tuple[Trial, Sequence[Candidate]]], target: CpuTarget
 ) -> list[list[Callable[[], object]]]:
     """Build every candidate of every layer in one library; return calls that are ready to be timed.
 
     Args:
-        cases: Layer, its candidates, and whether its output channels may lie in the order of the blocks.
+        trials: Layer and its candidates.
         target: The CPU.
     """
     kernels: list[list[LayerKernel]] = []
     scripts: dict[str, str] = {}
-    for number, (case, candidates, private) in enumerate(cases):
-        made = [_make_trial(case, candidate, private, target.threads) for candidate in candidates]
+    for number, (trial, candidates) in enumerate(trials):
+        made = [_make_trial(trial, candidate, target.threads) for candidate in candidates]
         scripts.update({f"trial_{number}_{i}": kernel.script(f"trial_{number}_{i}") for i, kernel in enumerate(made)})
         kernels.append(made)
     if not scripts:
-        return [[] for _ in cases]
+        return [[] for _ in trials]
     library = Library(scripts, target)
     return [
         [_bind(library, f"trial_{number}_{i}", kernel) for i, kernel in enumerate(made)]
@@ -93,12 +111,11 @@ def build_trials(
     ]
 
 
-def _make_trial(case: Case, candidate: Candidate, private: bool, threads: int) -> LayerKernel:
-    schedule = candidate.schedule
+def _make_trial(trial: Trial, candidate: Candidate, threads: int) -> LayerKernel:
+    schedule, case = candidate.schedule, trial.case
     family = "rows" if isinstance(schedule, RowsSchedule) else "pixels"
-    grouped = private and family == "rows"
-    lanes = packed_lanes(case.pattern, schedule.height) if grouped else None
-    work = trial_workload(case, family, threads, lanes)
+    work = trial_workload(trial, family, threads, schedule.height)
+    grouped = trial.private and family == "rows"
     return make_kernel(work, schedule, case.weight, case.pattern, case.bias, group_order=grouped)
 
 

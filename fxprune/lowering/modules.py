@@ -12,7 +12,6 @@ from fxprune.codegen.kernel import BoundKernel
 from fxprune.codegen.workload import Layout
 from fxprune.lowering.geometry import view_5d
 
-
 _CACHE_LINE = 64
 """Alignment in bytes that TVM asks of a tensor."""
 

@@ -62,14 +62,22 @@ def _same_kind(one: Layer, other: Layer) -> bool:
     return (one.kind, one.dims) == (other.kind, other.dims)
 
 
-def _halo_wanted(
+def wanted_halo(
     node: fx.Node,
     kind: Layer,
     layers: Mapping[fx.Node, Layer],
     shapes: Mapping[fx.Node, ConvShape],
     families: Mapping[fx.Node, str],
 ) -> Halo:
-    """Return the largest padding of the row-lane layers that read a node as their input."""
+    """Return the largest padding of the row-lane layers that read a node as their input.
+
+    Args:
+        node: What they read.
+        kind: A layer of the kind that its readers have to be.
+        layers: Layers of the graph by node.
+        shapes: Their geometry.
+        families: What runs them.
+    """
     wanted = [
         shapes[user].padding
         for user in node.users
@@ -110,7 +118,7 @@ def plan_layouts(
         channels = shape.channels_out
         if private:
             channels = packed_lanes(patterns[node], schedule.height)
-        halo = _halo_wanted(node, layer, layers, shapes, families) if family == "rows" else NO_HALO
+        halo = wanted_halo(node, layer, layers, shapes, families) if family == "rows" else NO_HALO
         order: Literal["nhwc", "nchw"] = "nhwc" if family == "rows" else "nchw"
         y = Layout(order, shape.batch, channels, shape.spatial_out, halo)
         source = _buffer_of(layer.input, layer, families, layers, family)
@@ -153,7 +161,7 @@ def _input_layout(
         return outputs[source][0], False
     if family == "pixels":
         return Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in), False
-    halo = _halo_wanted(layer.input, layer, layers, shapes, families)
+    halo = wanted_halo(layer.input, layer, layers, shapes, families)
     return Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in, halo), halo != NO_HALO
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from typing import cast
@@ -16,7 +15,7 @@ from fxprune.lowering.modules import KernelModule, StageModule
 from fxprune.lowering.program import Program
 
 _RUNS = 15
-"""Runs of the whole graph that are timed node by node; medians count."""
+"""Runs of the whole graph that are timed node by node; the best of each node counts."""
 
 
 class _Timer(fx.Interpreter):
@@ -65,8 +64,8 @@ def profile(program: Program, inputs: Sequence[object]) -> dict[str, float]:
             timer = _Timer(program.graph_module)
             timer.run(*inputs)
             runs.append(timer)
-    kernels = _sum_of_medians([timer.kernels for timer in runs])
-    operators = _sum_of_medians([timer.operators for timer in runs])
+    kernels = _sum_of_best([timer.kernels for timer in runs])
+    operators = _sum_of_best([timer.operators for timer in runs])
     outside = max(0.0, whole - kernels - operators)
     return {
         "whole_us": whole * 1e6,
@@ -77,5 +76,5 @@ def profile(program: Program, inputs: Sequence[object]) -> dict[str, float]:
     }
 
 
-def _sum_of_medians(runs: Sequence[Sequence[float]]) -> float:
-    return float(sum(statistics.median(node) for node in zip(*runs, strict=True)))
+def _sum_of_best(runs: Sequence[Sequence[float]]) -> float:
+    return sum(min(node) for node in zip(*runs, strict=True))

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxprune.codegen.build import Library
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
+from fxprune.codegen.schedules import refit
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Layout
 from fxprune.debug import dump_text
@@ -88,7 +89,7 @@ def lower(
         target.threads,
     )
     scripts: dict[str, str] = {}
-    lowered = _make_kernels(cases, choices, placements, scripts)
+    lowered = _make_kernels(cases, choices, placements, scripts, target)
     library = Library({name: _named(text, name) for text, name in scripts.items()}, target) if scripts else None
     for name_text, name in scripts.items():
         dump_text(f"kernel_{name}.txt", _named(name_text, name))
@@ -122,6 +123,7 @@ def _make_kernels(
     choices: Mapping[fx.Node, Choice],
     placements: Mapping[fx.Node, Placement],
     scripts: dict[str, str],
+    target: CpuTarget,
 ) -> dict[fx.Node, _Lowered]:
     """Pack every lowered layer; equal texts share one function."""
     lowered: dict[fx.Node, _Lowered] = {}
@@ -131,7 +133,7 @@ def _make_kernels(
         source = placement.source
         kernel = make_kernel(
             placement.work,
-            schedule,
+            refit(schedule, placement.work, target),
             case.weight,
             case.pattern,
             case.bias,

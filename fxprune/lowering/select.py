@@ -21,8 +21,8 @@ from fxprune.codegen.schedules import (
 )
 from fxprune.codegen.target import CpuTarget
 from fxprune.lowering.choice import Case, Choice
-from fxprune.lowering.measure import build_trials, dense_call, time_calls, trial_workload
-from fxprune.lowering.plan import is_private
+from fxprune.lowering.measure import Trial, build_trials, dense_call, time_calls, trial_workload
+from fxprune.lowering.plan import is_private, wanted_halo
 
 logger = logging.getLogger(__name__)
 
@@ -72,31 +72,36 @@ def select(cases: Mapping[fx.Node, Case], target: CpuTarget, *, measure: bool) -
     layers = {node: case.layer for node, case in cases.items()}
     hoped = dict.fromkeys(cases, "rows")
     keys: dict[fx.Node, Hashable] = {}
-    unique: dict[Hashable, tuple[Case, bool]] = {}
+    shapes = {node: case.shape for node, case in cases.items()}
+    unique: dict[Hashable, Trial] = {}
     for node, case in cases.items():
-        private = is_private(node, layers, hoped)
-        keys[node] = _key(case, private)
-        unique.setdefault(keys[node], (case, private))
+        x_halo = wanted_halo(case.layer.input, case.layer, layers, shapes, hoped)
+        y_halo = wanted_halo(node, case.layer, layers, shapes, hoped)
+        trial = Trial(case, is_private(node, layers, hoped), x_halo, y_halo)
+        keys[node] = _key(trial)
+        unique.setdefault(keys[node], trial)
     entries = _measure(unique, target) if measure else _predict(unique, target)
     order = _best_order(cases, keys, entries)
     return {node: _choose(case, entries[keys[node]], order) for node, case in cases.items()}
 
 
-def _key(case: Case, private: bool) -> Hashable:
+def _key(trial: Trial) -> Hashable:
     """Return what layers of one kind have in common; stored cells count in steps of about 3 %."""
-    layer, pattern = case.layer, case.pattern
+    layer, pattern = trial.case.layer, trial.case.pattern
     stored = round(pattern.density * 32) if pattern.density > 0.3 else round(pattern.density * 128)
     tallest = max(pattern.heights(), default=0)
     epilogue = (layer.activation, layer.activation_args, layer.residual is not None)
-    return case.shape, layer.kind, epilogue, stored, tallest, private
+    lies = (trial.private, trial.x_halo, trial.y_halo)
+    return trial.case.shape, layer.kind, epilogue, stored, tallest, lies
 
 
-def _candidates(case: Case, target: CpuTarget) -> dict[str, list[Candidate]]:
+def _candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidate]]:
     """Return the candidates of each family, best prediction first; hopeless families have none."""
+    case = trial.case
     if case.pattern.density == 1 and case.weight.size > _LARGEST_FULL:
         return {family: [] for family in _FAMILIES}
-    rows = list(rows_candidates(trial_workload(case, "rows", target.threads, None), case.pattern, target))
-    work = trial_workload(case, "pixels", target.threads, None)
+    rows = list(rows_candidates(trial_workload(trial, "rows", target.threads, 1), case.pattern, target))
+    work = trial_workload(trial, "pixels", target.threads, 1)
     planes = [] if case.layer.kind == "linear" else list(pixels_candidates(work, case.pattern, target))
     dense = predict_dense_us(work, target)
     found = {"rows": rows, "pixels": planes}
@@ -111,30 +116,30 @@ def _candidates(case: Case, target: CpuTarget) -> dict[str, list[Candidate]]:
     }
 
 
-def _predict(unique: Mapping[Hashable, tuple[Case, bool]], target: CpuTarget) -> dict[Hashable, _Entry]:
+def _predict(unique: Mapping[Hashable, Trial], target: CpuTarget) -> dict[Hashable, _Entry]:
     entries: dict[Hashable, _Entry] = {}
-    for key, (case, _) in unique.items():
-        found = _candidates(case, target)
+    for key, trial in unique.items():
+        found = _candidates(trial, target)
         best = {
             family: _Option(candidates[0], candidates[0].predicted_us)
             for family, candidates in found.items()
             if candidates
         }
-        dense = predict_dense_us(trial_workload(case, "rows", target.threads, None), target)
+        dense = predict_dense_us(trial_workload(trial, "rows", target.threads, 1), target)
         entries[key] = _Entry(best, dense, measured=False)
     return entries
 
 
-def _measure(unique: Mapping[Hashable, tuple[Case, bool]], target: CpuTarget) -> dict[Hashable, _Entry]:
+def _measure(unique: Mapping[Hashable, Trial], target: CpuTarget) -> dict[Hashable, _Entry]:
     """Time all candidates; those of all layers are built together, each layer is timed in turns with dense."""
-    found = {key: _candidates(case, target) for key, (case, _) in unique.items()}
+    found = {key: _candidates(trial, target) for key, trial in unique.items()}
     flat = {key: [c for family in _FAMILIES for c in families[family]] for key, families in found.items()}
-    calls = build_trials([(case, flat[key], private) for key, (case, private) in unique.items()], target)
+    calls = build_trials([(trial, flat[key]) for key, trial in unique.items()], target)
     entries: dict[Hashable, _Entry] = {}
-    for (key, (case, _)), trials in zip(unique.items(), calls, strict=True):
-        *times, dense = time_calls([*trials, dense_call(case)])
+    for (key, trial), trials in zip(unique.items(), calls, strict=True):
+        *times, dense = time_calls([*trials, dense_call(trial.case)])
         entries[key] = _Entry(_fastest(found[key], flat[key], times), dense * 1e6, measured=True)
-        logger.debug("%s: dense %.1f us, %s", case.annotation.name, dense * 1e6, entries[key].best)
+        logger.debug("%s: dense %.1f us, %s", trial.case.annotation.name, dense * 1e6, entries[key].best)
     return entries
 
 

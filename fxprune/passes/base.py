@@ -135,7 +135,7 @@ class PassRecord:
 class Observer(Protocol):
     """Something that looks at the graph before the first pass (index 0) and after each."""
 
-    def __call__(self, index: int, gm: fx.GraphModule, record: PassRecord) -> None:
+    def __call__(self, index: int, gm: fx.GraphModule, record: PassRecord, /) -> None:
         """Look; change nothing."""
 
 

@@ -25,6 +25,7 @@ from fxprune.annotation import IndexArray
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.text import Script
 from fxprune.codegen.workload import Workload
+from fxprune.errors import CodegenError
 
 _LONGEST_VECTOR = 64
 """Longest line, in cells, that is copied as one vector; longer ones are left to LLVM's own vectoriser."""
@@ -168,7 +169,14 @@ def build_pixels_kernel(name: str, work: Workload, problem: PixelsProblem, sched
     Arguments of the function, all flat: x, values, offsets, begin, length, base, rows, count, bias, cut, scratch, y and
     residual if there is one; `cut` holds the first unit (block-major, tile-minor) of every thread where the threads
     share the blocks of an image.
+
+    Raises:
+        CodegenError: The tile is larger than an output image.
     """
+    if not fits(work, schedule):
+        raise CodegenError(
+            f"The tile of schedule '{schedule}' is larger than the output {work.y}; choose a smaller one."
+        )
     return _PixelsWriter(name, work, problem, schedule).write()
 
 

@@ -20,6 +20,7 @@ from typing import Literal
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.text import Script
 from fxprune.codegen.workload import NO_HALO, Layout, Triple, Workload
+from fxprune.errors import CodegenError
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,14 @@ def build_rows_kernel(name: str, work: Workload, problem: RowsProblem, schedule:
     Arguments of the function, all flat: x, values, offsets, begin, length, base, rows, count, channel, bias, cut, y and
     residual if there is one. `channel` holds the first output channel of a block with neighbouring rows and -1 for any
     other; `cut` the first unit (block-major, tile-minor) of every thread where the threads share blocks.
+
+    Raises:
+        CodegenError: The tile is larger than the output that the kernel walks over.
     """
+    if not fits(work, schedule.tile):
+        raise CodegenError(
+            f"The tile of schedule '{schedule}' is larger than the output {work.y}; choose a smaller one."
+        )
     return _RowsWriter(name, work, problem, schedule).write()
 
 
