@@ -23,7 +23,7 @@ _OPENMP_FUNCTIONS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads
 
 
 class Library:
-    """A loaded shared library and the folder that holds it for as long as the library is used.
+    """A loaded shared library; its file is gone once it is loaded.
 
     Attributes:
         size_bytes: Size of the shared library.
@@ -40,19 +40,19 @@ class Library:
         Raises:
             CodegenError: TVM or the C++ compiler refuses; the message names the functions.
         """
-        self._folder = tempfile.TemporaryDirectory(prefix="fxprune-")
-        path = Path(self._folder.name) / "model.so"
-        functions = {name: tvm.script.from_source(text) for name, text in scripts.items()}
         _check_compiler()
-        try:
-            executable = tvm.compile(tvm.IRModule(functions), target=target.tvm_target())
-            executable.export_library(str(path), fcompile=_link)
-        except (RuntimeError, ValueError, TypeError) as error:
-            names = ", ".join(scripts)
-            raise CodegenError(f"TVM could not build {names} for {target.mcpu}: {error}") from error
-        self._module = tvm.runtime.load_module(str(path))
-        self.size_bytes = path.stat().st_size
-        self.shares_threads = _share_threads(path, target.threads)
+        with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:
+            path = Path(folder) / "model.so"
+            try:
+                functions = {name: tvm.script.from_source(text) for name, text in scripts.items()}
+                executable = tvm.compile(tvm.IRModule(functions), target=target.tvm_target())
+                executable.export_library(str(path), fcompile=_link)
+            except (RuntimeError, ValueError, TypeError) as error:
+                names = ", ".join(scripts)
+                raise CodegenError(f"TVM could not build {names} for {target.mcpu}: {error}") from error
+            self._module = tvm.runtime.load_module(str(path))
+            self.size_bytes = path.stat().st_size
+            self.shares_threads = _share_threads(path, target.threads)
 
     def __getitem__(self, name: str) -> tvm.runtime.PackedFunc:
         """Return one function."""
