@@ -1,0 +1,198 @@
+"""The pixel-lane kernel against torch in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from fxprune.codegen.cpu import pixels
+from fxprune.codegen.cpu.pixels import PixelsSchedule
+from tests.codegen.suite import (
+    Case,
+    Suite,
+    conv,
+    draw_pattern,
+    empty_pattern,
+    full_pattern,
+    halo,
+    linear,
+    single_cells,
+)
+
+LOW_WIDE = PixelsSchedule(4, 1, (1, 1), "pixels")
+NARROW = PixelsSchedule(4, 2, (1, 1), "blocks")
+QUAD_SHORT = PixelsSchedule(4, 4, (2, 1), "pixels")
+LOW = PixelsSchedule(4, 1, (2, 2), "pixels")
+PAIR = PixelsSchedule(4, 2, (1, 2), "blocks")
+QUAD = PixelsSchedule(8, 4, (2, 1), "pixels")
+LONG = PixelsSchedule(16, 2, (1, 1), "pixels")
+
+IMAGE = conv(5, 13, (7, 11), 3, padding=1)
+BATCH = conv(3, 10, (5, 9), 3, padding=1, batch=3)
+POINTS = conv(7, 12, (5, 9), 1)
+
+
+def shapes() -> dict[str, Case]:
+    """Odd sizes, kernels, strides, padding, groups, axes."""
+    cases = {
+        "one_row": Case(s := conv(5, 1, (6, 9), 3, padding=1), LOW, draw_pattern(s, (1,))),
+        "one_column": Case(s := conv(1, 11, (5, 9)), PAIR, full_pattern(s)),
+        "one_row_one_column": Case(s := conv(1, 1, (3, 3), 1), PixelsSchedule(4, 1, (1, 2), "pixels"), full_pattern(s)),
+        "one_pixel": Case(s := conv(6, 7, (3, 3), 3), PixelsSchedule(4, 2, (1, 1), "blocks"), draw_pattern(s, (2,))),
+        "primes": Case(s := conv(13, 17, (11, 13), 3, padding=1, batch=2), QUAD, draw_pattern(s, (3, 5, 1))),
+        "full_mask": Case(IMAGE, QUAD, full_pattern(IMAGE)),
+        "empty_mask": Case(IMAGE, PAIR, empty_pattern(IMAGE)),
+        "empty_mask_no_bias": Case(IMAGE, LOW, empty_pattern(IMAGE), bias=False),
+        "some_empty_rows": Case(IMAGE, QUAD, draw_pattern(IMAGE, (2,), left_out=5)),
+        "kernel_5": Case(s := conv(3, 10, (9, 8), 5, padding=2), QUAD, draw_pattern(s, (4,))),
+        "kernel_7_stride_2": Case(s := conv(3, 8, (17, 15), 7, padding=3, stride=2), PAIR, draw_pattern(s, (2,))),
+        "kernel_3x1": Case(s := conv(6, 8, (8, 9), (3, 1), padding=halo((1, 1), (0, 0))), LOW, draw_pattern(s, (1,))),
+        "no_padding": Case(s := conv(4, 9, (8, 11), 3), LOW, draw_pattern(s, (1,))),
+        "stride_2": Case(s := conv(4, 9, (8, 13), 3, padding=1, stride=2), QUAD_SHORT, draw_pattern(s, (4,))),
+        "stride_2x1": Case(s := conv(4, 9, (8, 9), 3, padding=1, stride=(2, 1)), QUAD, draw_pattern(s, (4,))),
+        "stride_1x3": Case(s := conv(4, 9, (6, 16), 3, padding=1, stride=(1, 3)), PAIR, draw_pattern(s, (2,))),
+        "pointwise_stride_2": Case(s := conv(9, 8, (7, 9), 1, stride=2), QUAD_SHORT, draw_pattern(s, (4,))),
+        "pointwise_padding": Case(s := conv(9, 8, (5, 6), 1, padding=1), QUAD, draw_pattern(s, (4,))),
+        "dilation_2": Case(s := conv(4, 9, (9, 10), 3, padding=2, dilation=2), LOW, draw_pattern(s, (1,))),
+        "dilation_3x2_stride_2": Case(
+            s := conv(4, 9, (13, 14), 3, padding=2, dilation=(3, 2), stride=2), PAIR, draw_pattern(s, (2,))
+        ),
+        "padding_one_side": Case(s := conv(4, 9, (6, 8), 2, padding=halo((0, 1), (0, 1))), QUAD, draw_pattern(s, (4,))),
+        "padding_uneven": Case(s := conv(4, 9, (6, 7), 3, padding=halo((2, 0), (1, 3))), LOW, draw_pattern(s, (1,))),
+        "padding_beyond_image": Case(s := conv(3, 6, (2, 3), 3, padding=4), PAIR, draw_pattern(s, (2,))),
+        "padding_beyond_image_stride": Case(
+            s := conv(3, 6, (2, 3), 2, padding=5, stride=3), NARROW, draw_pattern(s, (2,))
+        ),
+        "conv_groups_2": Case(s := conv(6, 14, (6, 9), 3, padding=1, groups=2), QUAD, draw_pattern(s, (4, 3))),
+        "conv_groups_4": Case(s := conv(8, 12, (6, 8), 3, padding=1, groups=4), LOW, draw_pattern(s, (1,))),
+        "axes_1": Case(
+            s := conv(6, 10, (39,), (3,), padding=1, stride=(2,), dilation=(1,)), PAIR, draw_pattern(s, (2,))
+        ),
+        "axes_3_pointwise": Case(s := conv(7, 10, (3, 4, 5), (1, 1, 1), batch=2), PAIR, draw_pattern(s, (2,))),
+        "five_tokens": Case(s := linear(5, 31, 9), NARROW, draw_pattern(s, (2,))),
+        "tokens_196": Case(s := linear(196, 24, 16), PixelsSchedule(16, 4, (1, 3), "pixels"), draw_pattern(s, (4,))),
+        "one_token_batch_2": Case(
+            s := conv(9, 6, (1, 5), (1, 2), batch=2), NARROW, draw_pattern(s, (2,)), activation="relu"
+        ),
+        "long_lines": Case(s := conv(2, 4, (3, 71), 3, padding=1), LONG, draw_pattern(s, (2,))),
+        "batch_5": Case(s := conv(3, 6, (5, 6), 3, padding=1, batch=5), PAIR, draw_pattern(s, (2,))),
+        "batch_3_residual": Case(BATCH, QUAD, draw_pattern(BATCH, (4,)), residual=True, activation="relu"),
+        "batch_2_of_3_threads": Case(
+            s := conv(3, 6, (5, 6), 3, padding=1, batch=2), LOW, draw_pattern(s, (1,)), threads=3
+        ),
+    }
+    for width in (1, 2, 3, 5, 6, 7):
+        shape = conv(3, 5, (4, width), 3, padding=1)
+        cases[f"lines_of_{width}"] = Case(
+            shape, PixelsSchedule(8, 2, (2, 1), "pixels"), draw_pattern(shape, (2,)), activation="silu", residual=True
+        )
+    return cases
+
+
+def rows_of_blocks() -> dict[str, Case]:
+    """Heights, order and number of the rows in a group; column counts; residuals."""
+    cases = {
+        f"ragged_{height}": Case(IMAGE, QUAD, draw_pattern(IMAGE, (height,)), residual=height % 2 == 0)
+        for height in (1, 2, 3, 4, 5, 6, 9, 13)
+    }
+    for columns in range(4, 8):
+        cases[f"negative_columns_{columns}"] = Case(
+            POINTS, PixelsSchedule(8, 2, (1, 3), "pixels"), draw_pattern(POINTS, (5, 4), columns=columns), negative=True
+        )
+    for residual, bias in itertools.product((False, True), repeat=2):
+        suffix = f"{'_residual' if residual else ''}{'_bias' if bias else ''}"
+        pattern = draw_pattern(IMAGE, (4, 3, 1), scattered=True)
+        cases[f"scattered{suffix}"] = Case(IMAGE, QUAD, pattern, residual=residual, bias=bias)
+    cases["cells_one_by_one"] = Case(s := conv(5, 45, (6, 5), 3, padding=1, stride=(2, 1)), LOW_WIDE, single_cells(s))
+    cases["cells_one_by_one_phases"] = Case(
+        s := conv(3, 27, (9, 16), 3, padding=1, stride=(2, 3), dilation=(3, 2)), LOW_WIDE, single_cells(s)
+    )
+    cases["cells_one_by_one_groups"] = Case(s := conv(6, 36, (4, 7), (2, 3), groups=2), LOW_WIDE, single_cells(s))
+    return cases
+
+
+def schedules() -> dict[str, Case]:
+    """Lanes, rows, tiles, splits and threads on one layer that packs and one that does not."""
+    cases = {}
+    deep = conv(4, 18, (6, 33), 3, padding=1)
+    flat = conv(6, 18, (11, 13), 1)
+    tiles = [(16, 1, (2, 2), (1, 4)), (16, 8, (1, 1), (1, 1)), (8, 2, (1, 4), (1, 3)), (4, 4, (3, 2), (1, 2))]
+    for (lanes, height, tile, line), split in itertools.product(tiles, ("pixels", "blocks")):
+        threads = 1 + len(cases) % 3
+        for kind, shape, best in (("deep", deep, tile), ("flat", flat, line)):
+            cases[f"{kind}_{lanes}_{height}_{split}"] = Case(
+                shape,
+                PixelsSchedule(lanes, height, best, split),
+                draw_pattern(shape, (8, 3), scattered=True),
+                threads=threads,
+                activation="relu",
+                residual=True,
+            )
+    tiny = conv(2, 3, (2, 4), 3, padding=1)
+    for split in ("pixels", "blocks"):
+        cases[f"more_threads_than_tiles_{split}"] = Case(
+            tiny, PixelsSchedule(4, 2, (2, 1), split), full_pattern(tiny), threads=7
+        )
+    return cases
+
+
+CASES = shapes() | rows_of_blocks() | schedules()
+
+
+@pytest.fixture(scope="module")
+def suite() -> Suite:
+    return Suite(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernel_equals_torch(suite: Suite, name: str) -> None:
+    work, schedule = CASES[name].workload(), CASES[name].schedule
+    assert pixels.supports(work), "the case itself is wrong"
+    assert isinstance(schedule, PixelsSchedule)
+    assert pixels.fits(work, schedule), "the case itself is wrong"
+    suite.check(name)
+
+
+@pytest.mark.parametrize("name", ["scattered_residual_bias", "more_threads_than_tiles_blocks", "batch_5"])
+def test_a_second_run_gives_the_same_bits(suite: Suite, name: str) -> None:
+    first, _ = suite.run(name)
+    second, _ = suite.run(name)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("tile", "lanes", "fitting"),
+    [
+        ((7, 1), 8, True),
+        ((8, 1), 8, False),
+        ((1, 2), 8, True),
+        ((1, 3), 4, True),
+        ((1, 4), 4, False),
+        ((1, 1), 16, True),
+    ],
+)
+def test_a_tile_must_fit_the_image(tile: tuple[int, int], lanes: int, fitting: bool) -> None:
+    work = Case(IMAGE, LOW, full_pattern(IMAGE)).workload()
+    assert pixels.fits(work, PixelsSchedule(lanes, 1, tile, "pixels")) is fitting
+
+
+def test_a_pointwise_image_smaller_than_a_vector_does_not_fit() -> None:
+    shape = conv(4, 4, (1, 3), 1)
+    work = Case(shape, LOW, full_pattern(shape)).workload()
+    assert not pixels.fits(work, PixelsSchedule(4, 1, (1, 1), "pixels")), "it would read behind the input"
+
+
+@pytest.mark.parametrize(
+    ("shape", "supported"),
+    [
+        (conv(3, 4, (5, 5), 3, padding=1), True),
+        (conv(3, 4, (3, 5, 5), (1, 1, 1)), True),
+        (conv(3, 4, (3, 5, 5), (1, 3, 3)), False),
+        (conv(3, 4, (1, 5, 5), (1, 3, 3), padding=1), False),
+    ],
+)
+def test_a_depth_axis_is_refused_unless_the_layer_is_pointwise(shape: object, supported: bool) -> None:
+    assert isinstance(shape, type(IMAGE))
+    assert pixels.supports(Case(shape, LOW, full_pattern(shape)).workload()) is supported

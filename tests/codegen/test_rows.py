@@ -1,0 +1,186 @@
+"""The row-lane kernel against torch in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from fxprune.codegen.cpu import rows
+from fxprune.codegen.cpu.rows import RowsSchedule
+from tests.codegen.suite import (
+    Case,
+    Suite,
+    conv,
+    draw_pattern,
+    empty_pattern,
+    full_pattern,
+    halo,
+    linear,
+    single_cells,
+)
+
+WIDE = RowsSchedule(16, 1, (1, 3), "pixels", 2)
+HALF = RowsSchedule(8, 1, (1, 2), "blocks")
+FOUR = RowsSchedule(4, 1, (1, 1), "pixels")
+SQUARE = RowsSchedule(8, 2, (2, 2), "pixels", 0)
+
+IMAGE = conv(5, 32, (7, 11), 3, padding=1)
+BATCH = conv(3, 19, (5, 6), 3, padding=1, batch=3)
+SHORT = conv(7, 33, (3, 3), 1)
+FIRST_AND_LAST = halo((2, 3), (1, 2))
+
+
+def shapes() -> dict[str, Case]:
+    """Odd sizes, kernels, strides, padding, groups, axes."""
+    return {
+        "one_row": Case(s := conv(5, 1, (6, 7), 3, padding=1), WIDE, draw_pattern(s, (1,))),
+        "one_column": Case(s := conv(1, 23, (5, 5)), HALF, full_pattern(s)),
+        "one_row_one_column": Case(s := conv(1, 1, (3, 3)), FOUR, full_pattern(s)),
+        "one_pixel": Case(s := conv(13, 17, (1, 1)), FOUR, draw_pattern(s)),
+        "primes": Case(s := conv(13, 37, (11, 13), 3, padding=1, batch=2), SQUARE, draw_pattern(s, (7, 5, 11))),
+        "full_mask": Case(IMAGE, WIDE, full_pattern(IMAGE)),
+        "empty_mask": Case(IMAGE, WIDE, empty_pattern(IMAGE)),
+        "empty_mask_no_bias": Case(IMAGE, HALF, empty_pattern(IMAGE), bias=False),
+        "some_empty_rows": Case(IMAGE, HALF, draw_pattern(IMAGE, (8,), left_out=5)),
+        "kernel_5": Case(s := conv(3, 20, (9, 8), 5, padding=2), WIDE, draw_pattern(s)),
+        "kernel_7_stride_2": Case(s := conv(3, 16, (17, 15), 7, padding=3, stride=2), HALF, draw_pattern(s)),
+        "kernel_3x1": Case(s := conv(6, 16, (8, 9), (3, 1), padding=halo((1, 1), (0, 0))), SQUARE, draw_pattern(s)),
+        "no_padding": Case(s := conv(4, 18, (8, 9), 3), WIDE, draw_pattern(s)),
+        "stride_2": Case(s := conv(4, 18, (8, 9), 3, padding=1, stride=2), SQUARE, draw_pattern(s)),
+        "stride_2x1": Case(s := conv(4, 18, (8, 9), 3, padding=1, stride=(2, 1)), WIDE, draw_pattern(s)),
+        "pointwise_stride_2": Case(s := conv(9, 24, (7, 9), 1, stride=2), SQUARE, draw_pattern(s)),
+        "pointwise_padding": Case(s := conv(9, 24, (5, 4), 1, padding=1), WIDE, draw_pattern(s)),
+        "dilation_2": Case(s := conv(4, 18, (9, 10), 3, padding=2, dilation=2), WIDE, draw_pattern(s)),
+        "dilation_3x2_stride_2": Case(
+            s := conv(4, 18, (13, 12), 3, padding=2, dilation=(3, 2), stride=2), HALF, draw_pattern(s)
+        ),
+        "padding_one_side": Case(s := conv(4, 18, (6, 7), 2, padding=halo((0, 1), (0, 1))), WIDE, draw_pattern(s)),
+        "padding_uneven": Case(s := conv(4, 18, (6, 7), 3, padding=halo((2, 0), (1, 3))), SQUARE, draw_pattern(s)),
+        "conv_groups_2": Case(s := conv(6, 38, (6, 7), 3, padding=1, groups=2), WIDE, draw_pattern(s, (4, 7))),
+        "conv_groups_4": Case(s := conv(8, 32, (6, 7), 3, padding=1, groups=4), HALF, draw_pattern(s)),
+        "axes_1": Case(s := conv(6, 20, (19,), (3,), padding=1, stride=(2,), dilation=(1,)), WIDE, draw_pattern(s)),
+        "axes_3": Case(
+            s := conv(3, 20, (4, 5, 6), (3, 3, 3), padding=1, stride=(1, 2, 1), dilation=(1, 1, 1), batch=2),
+            SQUARE,
+            draw_pattern(s),
+        ),
+        "axes_3_pointwise": Case(s := conv(7, 20, (3, 4, 5), (1, 1, 1), batch=2), WIDE, draw_pattern(s)),
+        "axes_3_dilation": Case(
+            s := conv(2, 16, (6, 5, 7), (2, 3, 3), padding=halo((1, 0), (1, 1), (2, 2)), dilation=(2, 1, 2)),
+            HALF,
+            draw_pattern(s),
+        ),
+        "one_token": Case(s := linear(1, 67, 50), RowsSchedule(16, 2, (1, 1), "blocks"), draw_pattern(s, (32,))),
+        "five_tokens": Case(s := linear(5, 31, 29), RowsSchedule(8, 1, (1, 5), "blocks"), draw_pattern(s, (8, 3))),
+        "tokens_196": Case(s := linear(196, 24, 48), RowsSchedule(16, 1, (1, 14), "pixels", 4), draw_pattern(s)),
+        "batch_2": Case(s := conv(3, 19, (5, 6), 3, padding=1, batch=2), SQUARE, draw_pattern(s)),
+        "batch_3": Case(BATCH, WIDE, draw_pattern(BATCH)),
+        "batch_5_pointwise": Case(s := conv(6, 19, (3, 5), 1, batch=5), WIDE, draw_pattern(s)),
+        "x_halo_beyond_padding": Case(IMAGE, WIDE, draw_pattern(IMAGE), x_halo=halo((2, 1), (3, 2))),
+        "pointwise_x_halo": Case(SHORT, WIDE, draw_pattern(SHORT), x_halo=FIRST_AND_LAST),
+        "y_halo": Case(BATCH, WIDE, draw_pattern(BATCH), y_halo=FIRST_AND_LAST),
+        "y_halo_blocks": Case(BATCH, HALF, draw_pattern(BATCH), y_halo=halo((1, 1), (1, 1))),
+        "y_halo_one_side": Case(SHORT, WIDE, draw_pattern(SHORT), y_halo=halo((0, 1), (2, 0)), threads=1),
+        "y_halo_axes_3": Case(
+            s := conv(3, 18, (3, 4, 5), (3, 3, 3), padding=1, batch=2),
+            WIDE,
+            draw_pattern(s),
+            y_halo=halo((2, 1), (0, 1), (1, 0)),
+        ),
+        "y_halo_empty_mask": Case(SHORT, HALF, empty_pattern(SHORT), y_halo=FIRST_AND_LAST),
+    }
+
+
+def rows_of_blocks() -> dict[str, Case]:
+    """Heights, order and number of the rows in a group; column counts; residuals."""
+    cases = {
+        f"ragged_{height}": Case(IMAGE, WIDE, draw_pattern(IMAGE, (height,)), residual=height % 2 == 0)
+        for height in range(1, 18)
+    }
+    many = conv(7, 21, (5, 4), 3, padding=1)
+    for columns in (*range(4, 8), 12, 13, 14, 15):
+        cases[f"negative_columns_{columns}"] = Case(
+            many, HALF, draw_pattern(many, (9, 8), columns=columns), negative=True, bias=False
+        )
+    for residual, bias in itertools.product((False, True), repeat=2):
+        suffix = f"{'_residual' if residual else ''}{'_bias' if bias else ''}"
+        pattern = draw_pattern(IMAGE, (16, 5, 11), scattered=True)
+        cases[f"scattered{suffix}"] = Case(IMAGE, WIDE, pattern, residual=residual, bias=bias)
+    around = {"y_halo": FIRST_AND_LAST, "residual_halo": halo((1, 0), (0, 2)), "residual": True}
+    mixed, straight = draw_pattern(BATCH, (8, 3, 8), scattered=False), draw_pattern(BATCH, (19,))
+    return cases | {
+        "scattered_halos": Case(BATCH, HALF, draw_pattern(BATCH, (5,), scattered=True), **around),
+        "mixed_halos": Case(BATCH, HALF, mixed, activation="relu", **around),
+        "straight_halos": Case(BATCH, FOUR, straight, activation="relu", **around),
+        "pointwise_residual_halo": Case(SHORT, HALF, draw_pattern(SHORT), residual=True, residual_halo=FIRST_AND_LAST),
+        "remainder_of_32": Case(
+            s := conv(6, 45, (4, 5), 3, padding=1), RowsSchedule(16, 2, (1, 5), "pixels"), draw_pattern(s, (45,))
+        ),
+        "cells_one_by_one": Case(s := conv(5, 45, (6, 5), 3, padding=1, stride=(2, 1)), FOUR, single_cells(s)),
+        "cells_one_by_one_groups": Case(s := conv(6, 36, (4, 5), (2, 3), groups=2), FOUR, single_cells(s)),
+        "cells_one_by_one_axes_3": Case(
+            s := conv(2, 24, (3, 5, 7), (2, 2, 3), dilation=(1, 2, 3), stride=(1, 1, 1)), FOUR, single_cells(s)
+        ),
+    }
+
+
+def schedules() -> dict[str, Case]:
+    """Lanes, vectors, tiles, splits, chunks and threads on two layers."""
+    options = [
+        RowsSchedule(lanes, vectors, tile, split, chunk)
+        for (lanes, vectors, tile), (split, chunk) in itertools.product(
+            [(16, 1, (1, 7)), (16, 2, (2, 4)), (8, 4, (4, 1)), (4, 2, (1, 11)), (4, 1, (3, 3))],
+            [("pixels", 1), ("pixels", 3), ("blocks", 0)],
+        )
+    ]
+    pattern = draw_pattern(IMAGE, (16, 7, 9))
+    cases = {
+        f"schedule_{index}": Case(IMAGE, option, pattern, threads=1 + index % 3, activation="relu", residual=True)
+        for index, option in enumerate(options)
+    }
+    tiny = conv(6, 40, (2, 2), 3, padding=1)
+    for split in ("pixels", "blocks"):
+        cases[f"more_threads_than_tiles_{split}"] = Case(
+            tiny, RowsSchedule(8, 1, (2, 2), split), draw_pattern(tiny, (8,)), threads=7, y_halo=halo((1, 1), (1, 1))
+        )
+    cases["chunk_beyond_tiles"] = Case(tiny, RowsSchedule(8, 1, (1, 2), "pixels", 100), draw_pattern(tiny, (8,)))
+    cases["more_threads_than_units"] = Case(tiny, RowsSchedule(16, 4, (2, 2), "blocks"), full_pattern(tiny), threads=5)
+    return cases
+
+
+CASES = shapes() | rows_of_blocks() | schedules()
+
+
+@pytest.fixture(scope="module")
+def suite() -> Suite:
+    return Suite(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernel_equals_torch(suite: Suite, name: str) -> None:
+    assert rows.fits(CASES[name].workload(), CASES[name].schedule.tile), "the case itself is wrong"
+    suite.check(name)
+
+
+@pytest.mark.parametrize("name", ["scattered_residual_bias", "more_threads_than_tiles_blocks", "y_halo"])
+def test_a_second_run_gives_the_same_bits(suite: Suite, name: str) -> None:
+    first, _ = suite.run(name)
+    second, _ = suite.run(name)
+    assert torch.equal(first, second)
+
+
+def test_a_tile_larger_than_the_output_does_not_fit() -> None:
+    work = Case(IMAGE, WIDE, full_pattern(IMAGE)).workload()
+    assert rows.fits(work, (7, 11))
+    assert not rows.fits(work, (8, 1))
+    assert not rows.fits(work, (1, 12))
+
+
+def test_overlapping_tiles_count_as_computed_twice() -> None:
+    work = Case(IMAGE, WIDE, full_pattern(IMAGE)).workload()
+    assert rows.tiles_of(work, (2, 4)) == 4 * 3
+    assert rows.computed_pixels(work, (2, 4)) == 8 * 12
+    flat = Case(SHORT, WIDE, full_pattern(SHORT)).workload()
+    assert rows.tiles_of(flat, (1, 4)) == 3, "a 1x1 layer is one line of pixels"
