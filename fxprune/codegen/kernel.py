@@ -80,8 +80,13 @@ def make_kernel(
         group_order: Store the output channels in the order of the blocks, padding lanes included.
 
     Raises:
-        CodegenError: A buffer or an offset does not fit 32 bits.
+        CodegenError: A buffer or an offset does not fit 32 bits, or `group_order` meets a residual.
     """
+    if group_order and work.residual is not None:
+        raise CodegenError(
+            f"{work.shape} adds a residual, whose channels are in order, so its output cannot lie in the order of the "
+            "blocks. Pass group_order=False."
+        )
     packed = pack(weight, pattern, schedule.height)
     offsets = _offsets(work, schedule, packed, input_map)
     _check_sizes(work, packed, offsets)

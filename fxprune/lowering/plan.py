@@ -47,14 +47,21 @@ class Placement:
 
 
 def is_private(node: fx.Node, layers: Mapping[fx.Node, Layer], families: Mapping[fx.Node, str]) -> bool:
-    """Whether every user of a node is a row-lane layer of the same kind that reads it as its input only."""
+    """Whether every user of a node is a row-lane layer of the same kind that reads it as its input only.
+
+    A layer that adds a residual is never private: the residual's channels are in order, so its own must be.
+    """
     own = layers[node]
-    return bool(node.users) and all(
-        families.get(user) == "rows"
-        and layers[user].input is node
-        and layers[user].residual is not node
-        and _same_kind(layers[user], own)
-        for user in node.users
+    return (
+        own.residual is None
+        and bool(node.users)
+        and all(
+            families.get(user) == "rows"
+            and layers[user].input is node
+            and layers[user].residual is not node
+            and _same_kind(layers[user], own)
+            for user in node.users
+        )
     )
 
 
