@@ -7,6 +7,7 @@ call of the C library would leave the vector registers for every lane. The error
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from fxprune.errors import CodegenError
@@ -49,7 +50,8 @@ def _sigmoid(source: str, target: str, cells: Sequence[str]) -> list[str]:
 
 
 def _hardtanh(x: str, low: float, high: float) -> str:
-    return f"T.max(T.min({x}, {_constant(high)}), {_constant(low)})"
+    bounded = x if math.isinf(high) else f"T.min({x}, {_constant(high)})"
+    return bounded if math.isinf(low) else f"T.max({bounded}, {_constant(low)})"
 
 
 def _gelu(x: str, cells: Sequence[str]) -> list[str]:
