@@ -9,7 +9,10 @@ from torch import fx, nn
 
 from fxprune.graph import annotate, capture
 from fxprune.layer import Layer, find_layer
-from fxprune.passes import Pass, PassRecord, run_passes
+from fxprune.passes import Pass, PassRecord, default_pipeline, run_passes
+
+PIPELINE = default_pipeline(((1, 0.22), (2, 0.39), (4, 0.65), (8, 0.85), (16, 0.9), (32, 0.97)))
+"""The pipeline for a target with these rates, each as (group height in rows, share of the dense rate)."""
 
 
 class Function(nn.Module):
@@ -115,4 +118,5 @@ def targets(gm: fx.GraphModule) -> list[object]:
 
 def find_call(gm: fx.GraphModule, target: object) -> fx.Node:
     """Return the first call of a function."""
-    return next(node for node in gm.graph.nodes if node.op == "call_function" and node.target is target)
+    nodes: list[fx.Node] = [node for node in gm.graph.nodes if node.op == "call_function" and node.target is target]
+    return nodes[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_valid_padding_is_none() -> None:
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_other_padding_modes_pad_before_the_layer(mode: str) -> None:
+def test_other_padding_modes_pad_before_the_layer(mode: Literal["reflect", "replicate", "circular"]) -> None:
     layer = only_layer(nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode), image(1, 2, 6, 6))
     assert layer.padding == ((0, 0), (0, 0))
     assert layer.input.target is torch.ops.aten.pad.default
