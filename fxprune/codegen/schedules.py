@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.cpu import pixels, rows
@@ -28,7 +29,22 @@ _DENSE_EFFICIENCY = 0.9
 _LAUNCH_US = 3.0
 """One parallel region, microseconds."""
 
-_PIXEL_TILES = {1: (8, 4, 14), 2: (4, 8), 4: (4, 2, 6), 8: (2, 1)}
+_LATENCY = 12
+"""Accumulators that keep the multiply-adders busy: latency 4 times two a cycle, and some slack."""
+
+_WEIGHT_CELLS = 2**16
+"""float32 cells, 256 kB, of packed weights that are worth keeping for several tiles."""
+
+_CLOSE = 1.1
+"""Block heights predicted within this factor of the best are worth a measurement."""
+
+_CACHE_CELLS = 2**18
+"""float32 cells, 1 MB, of an activation that no longer stays in the L2 cache of a core."""
+
+_PREFETCH_PIXELS = 8
+"""Largest tile for prefetching, pixels: more lines at once than this evict each other from the L1 cache."""
+
+_PIXEL_TILES = {1: (8, 4, 14), 2: (4, 8), 4: (4, 2), 8: (2, 1)}
 """Vectors of pixels in a tile, best first, for each number of rows."""
 
 
@@ -78,7 +94,7 @@ def _row_tiles(work: Workload, vectors: int, target: CpuTarget) -> list[tuple[in
     """Return pixel tiles that fit the registers, least wasted pixels first, then the largest."""
     most = max(1, (target.registers - vectors) // vectors)
     tiles = [(ph, pw) for ph in (1, 2, 4) for pw in range(1, most // ph + 1) if rows.fits(work, (ph, pw))]
-    enough = [tile for tile in tiles if tile[0] * tile[1] * 2 >= most] or tiles
+    enough = [tile for tile in tiles if tile[0] * tile[1] * vectors >= min(most * vectors, _LATENCY)] or tiles
 
     def waste(tile: tuple[int, int]) -> tuple[int, int, int]:
         return rows.computed_pixels(work, tile), tile[0], -tile[1]
@@ -99,26 +115,30 @@ def refit(schedule: Schedule, work: Workload, target: CpuTarget) -> Schedule:
     return replace(schedule, tile=_row_tiles(work, schedule.vectors, target)[0])
 
 
-def rows_candidates(
-    work: Workload, pattern: RowGroupPattern, target: CpuTarget, *, heights: int = 2, tiles: int = 1
-) -> Iterator[Candidate]:
+def rows_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:
     """Yield row-lane schedules for a layer.
 
     Args:
         work: The layer; both layouts are "nhwc".
         pattern: Its row groups.
         target: The CPU.
-        heights: How many block heights to try.
-        tiles: How many pixel tiles to try for each height.
     """
-    for lanes, vectors, cells in _row_heights(pattern, target)[:heights]:
-        for tile in _row_tiles(work, vectors, target)[:tiles]:
-            predicted = _predict_us(cells, rows.computed_pixels(work, tile), lanes * vectors, target)
-            count = rows.tiles_of(work, tile)
-            if count >= work.threads:
-                yield Candidate(RowsSchedule(lanes, vectors, tile, "pixels", 1), predicted)
-            if work.threads > 1 and count < 64 * work.threads:
-                yield Candidate(RowsSchedule(lanes, vectors, tile, "blocks"), predicted)
+    heights = _row_heights(pattern, target)
+    for lanes, vectors, cells in heights:
+        if cells / _efficiency(lanes * vectors) > _CLOSE * heights[0][2] / _efficiency(heights[0][0] * heights[0][1]):
+            continue
+        tiles = _row_tiles(work, vectors, target)
+        predicted = _predict_us(cells, rows.computed_pixels(work, tiles[0]), lanes * vectors, target)
+        count = rows.tiles_of(work, tiles[0])
+        if count >= work.threads:
+            yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels"), predicted)
+        if count >= work.threads and max(work.x.numel, work.y.numel) > _CACHE_CELLS:
+            small = next((tile for tile in tiles if tile[0] * tile[1] <= _PREFETCH_PIXELS), tiles[0])
+            yield Candidate(RowsSchedule(lanes, vectors, small, "pixels", prefetch=True), predicted)
+        if count >= 8 * work.threads and cells > _WEIGHT_CELLS:
+            yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels", chunk=4), predicted)
+        if work.threads > 1 and count < 64 * work.threads:
+            yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "blocks"), predicted)
 
 
 def _pixel_tile(work: Workload, lanes: int, count: int) -> tuple[int, int]:
@@ -140,30 +160,34 @@ def _pixel_lanes(work: Workload, target: CpuTarget) -> int:
     return lanes
 
 
-def pixels_candidates(
-    work: Workload, pattern: RowGroupPattern, target: CpuTarget, *, heights: int = 2, tiles: int = 2
-) -> Iterator[Candidate]:
+def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:
     """Yield pixel-lane schedules for a layer.
 
     Args:
         work: The layer; both layouts are "nchw".
         pattern: Its row groups.
         target: The CPU.
-        heights: How many block heights to try.
-        tiles: How many pixel tiles to try for each height.
     """
     if not pixels.supports(work):
         return
     sized = sorted((padded_stored(pattern, height) / _efficiency(height), height) for height in _PIXEL_TILES)
     lanes = _pixel_lanes(work, target)
-    for _, height in sized[:heights]:
-        for count in _PIXEL_TILES[height][:tiles]:
-            tile = _pixel_tile(work, lanes, count)
-            for split in ("pixels", "blocks"):
+    for cost, height in sized:
+        if cost > _CLOSE * sized[0][0]:
+            continue
+        for tile in dict.fromkeys(_pixel_tile(work, lanes, count) for count in _PIXEL_TILES[height]):
+            for split in _pixel_splits(work, lanes, tile):
                 schedule = PixelsSchedule(lanes, height, tile, split)
                 if not pixels.fits(work, schedule):
                     continue
-                predicted = _predict_us(
-                    padded_stored(pattern, height), pixels.computed_pixels(work, schedule), height, target
-                )
+                cells = padded_stored(pattern, height)
+                predicted = _predict_us(cells, pixels.computed_pixels(work, schedule), height, target)
                 yield Candidate(schedule, predicted)
+
+
+def _pixel_splits(work: Workload, lanes: int, tile: tuple[int, int]) -> tuple[Literal["pixels", "blocks"], ...]:
+    """Return what threads may share within an image; a batch as large as the threads is shared by image."""
+    if work.shape.batch >= work.threads:
+        return ("pixels",)
+    tiles = pixels.tiles_of(work, PixelsSchedule(lanes, 1, tile, "pixels"))
+    return ("pixels", "blocks") if tiles >= 2 * work.threads else ("blocks",)

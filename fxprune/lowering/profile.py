@@ -77,4 +77,4 @@ def profile(program: Program, inputs: Sequence[object]) -> dict[str, float]:
 
 
 def _sum_of_best(runs: Sequence[Sequence[float]]) -> float:
-    return sum(min(node) for node in zip(*runs, strict=True))
+    return float(sum(min(node) for node in zip(*runs, strict=True)))

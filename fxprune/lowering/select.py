@@ -35,6 +35,9 @@ MODEL_MARGIN = 0.15
 _HOPELESS = 1.6
 """A family whose best prediction is this many times the dense prediction is not measured."""
 
+_CLOSE = 1.1
+"""A family is measured if its best prediction is within this factor of the other's."""
+
 _COPY_GBPS = 8.0
 """Rate of a layout conversion, gigabytes read and written a second."""
 
@@ -111,7 +114,7 @@ def _candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidate]]:
             found[family] = []
     best = min((candidates[0].predicted_us for candidates in found.values() if candidates), default=0.0)
     return {
-        family: [] if candidates and candidates[0].predicted_us > 2 * best else candidates
+        family: [] if candidates and candidates[0].predicted_us > _CLOSE * best else candidates
         for family, candidates in found.items()
     }
 

@@ -2,7 +2,8 @@
 
 The exponential is a polynomial (Cephes `expf`: Cody-Waite reduction, degree 5, 2 units in the last place), because a
 call of the C library would leave the vector registers for every lane. The error function is Abramowitz and Stegun
-7.1.26, absolute error below 1.5e-7.
+7.1.26, absolute error below 1.5e-7. In every minimum and maximum the constant comes first: TVM compares with `<` and
+takes the second operand where the comparison fails, so NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def _exp(source: str, target: str, power: str) -> list[str]:
     """Return statements for target = exp(source); all three are different cells."""
     limit = _constant(_EXP_LIMIT)
     lines = [
-        f"{target} = T.max(T.min({source}, {limit}), {_constant(0.0)} - {limit})",
+        f"{target} = T.max({_constant(0.0)} - {limit}, T.min({limit}, {source}))",
         f"{power} = T.floor({target} * {_constant(1.44269504088896341)} + {_constant(0.5)})",
         f"{target} = {target} - {power} * {_constant(0.693359375)} + {power} * {_constant(2.12194440e-4)}",
     ]
@@ -50,8 +51,8 @@ def _sigmoid(source: str, target: str, cells: Sequence[str]) -> list[str]:
 
 
 def _hardtanh(x: str, low: float, high: float) -> str:
-    bounded = x if math.isinf(high) else f"T.min({x}, {_constant(high)})"
-    return bounded if math.isinf(low) else f"T.max({bounded}, {_constant(low)})"
+    bounded = x if math.isinf(high) else f"T.min({_constant(high)}, {x})"
+    return bounded if math.isinf(low) else f"T.max({_constant(low)}, {bounded})"
 
 
 def _gelu(x: str, cells: Sequence[str]) -> list[str]:
@@ -99,7 +100,7 @@ def activation_statements(x: str, name: str | None, args: Sequence[float], lane:
     cells = [f"{buffer}[{lane}]" for buffer in TEMPORARIES]
     table: dict[str | None, Callable[[], list[str]]] = {
         None: list,
-        "relu": lambda: [f"{x} = T.max({x}, {_constant(0.0)})"],
+        "relu": lambda: [f"{x} = T.max({_constant(0.0)}, {x})"],
         "hardtanh": lambda: [f"{x} = {_hardtanh(x, args[0], args[1])}"],
         "sigmoid": lambda: [*_sigmoid(x, cells[0], cells[1:3]), f"{x} = {cells[0]}"],
         "silu": lambda: [*_sigmoid(x, cells[0], cells[1:3]), f"{x} = {x} * {cells[0]}"],

@@ -22,6 +22,9 @@ from fxprune.codegen.cpu.text import Script
 from fxprune.codegen.workload import NO_HALO, Layout, Triple, Workload
 from fxprune.errors import CodegenError
 
+_LINE_CELLS = 16
+"""float32 cells of a cache line."""
+
 
 @dataclass(frozen=True)
 class RowsSchedule:
@@ -33,6 +36,7 @@ class RowsSchedule:
         tile: Output rows and columns of pixels in a tile, (ph, pw).
         split: What the threads share: "pixels" or "blocks".
         chunk: Tiles that run under one block before the next block, with split "pixels"; 0 = all of a thread's tiles.
+        prefetch: Whether a tile asks for the memory of the next one: for activations that do not fit the L2 cache.
     """
 
     lanes: int
@@ -40,6 +44,7 @@ class RowsSchedule:
     tile: tuple[int, int]
     split: Literal["pixels", "blocks"]
     chunk: int = 1
+    prefetch: bool = False
 
     @property
     def height(self) -> int:
@@ -50,7 +55,7 @@ class RowsSchedule:
         """Short form for the report."""
         pixels = f"{self.tile[0]}x{self.tile[1]}"
         order = f"{self.split}{self.chunk if self.split == 'pixels' else ''}"
-        return f"rows {self.lanes}x{self.vectors} tile {pixels} {order}"
+        return f"rows {self.lanes}x{self.vectors} tile {pixels} {order}{' prefetch' if self.prefetch else ''}"
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,11 @@ def build_rows_kernel(name: str, work: Workload, problem: RowsProblem, schedule:
             f"The tile of schedule '{schedule}' is larger than the output {work.y}; choose a smaller one."
         )
     return _RowsWriter(name, work, problem, schedule).write()
+
+
+def _prefetch(cell: str, write: int) -> str:
+    """Return a statement that asks for a cell's cache line; an address outside the buffer does no harm."""
+    return f'T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of({cell}), {write}, 3, 1))'
 
 
 class _RowsWriter:
@@ -237,6 +247,8 @@ class _RowsWriter:
             f"for v in T.vectorized({lanes})",
         )
         cell = f"acc[(p * {vectors} + k) * {lanes} + v]"
+        if schedule.prefetch:
+            self._prefetch_next()
         with script.loops(*over_tile):
             script.add(f"{cell} = BIAS[b * {schedule.height} + k * {lanes} + v]")
         with script.loops("for j in T.serial(LEN[b])", *over_tile):
@@ -244,6 +256,25 @@ class _RowsWriter:
             w = f"W[BASE[b] + j * {schedule.height} + k * {lanes} + v]"
             script.add(f"{cell} = {cell} + {x} * {w}")
         self._store(cell, over_tile)
+
+    def _prefetch_next(self) -> None:
+        """Ask for the next tile's lines: this block's part of the output and the residual, a share of the input."""
+        script, schedule, grid = self.script, self.schedule, self.grid
+        width, lines = schedule.tile[1], -(-schedule.height // _LINE_CELLS)
+        targets = [("Y", "pos[1]", grid.y_steps, 1)]
+        if grid.residual_steps is not None:
+            targets.append(("RES", "pos[2]", grid.residual_steps, 0))
+        over_lines = (f"for p in T.unroll({self.pixels})", f"for k in T.unroll({lines})")
+        with script.loops("if CHANNEL[b] >= 0", *over_lines):
+            for buffer, start, steps, write in targets:
+                at = f"{start} + {width * steps[3]} + {self._pixel(steps)} + CHANNEL[b] + k * {_LINE_CELLS}"
+                script.add(_prefetch(f"{buffer}[{at}]", write))
+        if grid.lines > 1:
+            return
+        cells = width * grid.x_steps[3]
+        share = -(-cells // (_LINE_CELLS * self.problem.blocks))
+        with script.block(f"for k in T.serial({share})"):
+            script.add(_prefetch(f"X[pos[0] + {cells} + (b * {share} + k) * {_LINE_CELLS}]", 0))
 
     def _pixel(self, steps: tuple[int, int, int, int]) -> str:
         """Return the element offset of pixel p inside its tile."""
