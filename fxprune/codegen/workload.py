@@ -19,6 +19,15 @@ Halo = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 NO_HALO: Halo = ((0, 0), (0, 0), (0, 0))
 
 
+def spread_channels(channels: int) -> int:
+    """Return the channels to store so that neighbouring pixels fall into different sets of the L1 cache.
+
+    A pixel step that is a multiple of 512 bytes puts the pixels of a tile into a few of 64 sets; one more cache line
+    a pixel spreads them.
+    """
+    return channels + 16 if channels % 128 == 0 else channels
+
+
 @dataclass(frozen=True)
 class ConvShape:
     """Geometry of one convolution; a linear layer is a 1x1x1 convolution over a row of tokens.

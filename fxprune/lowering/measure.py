@@ -14,7 +14,7 @@ from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import CpuTarget
-from fxprune.codegen.workload import Halo, Layout, Workload
+from fxprune.codegen.workload import Halo, Layout, Workload, spread_channels
 from fxprune.lowering.choice import Case
 from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
@@ -76,14 +76,16 @@ def trial_workload(trial: Trial, family: str, threads: int, height: int) -> Work
         height: Rows of a block.
     """
     shape, layer = trial.case.shape, trial.case.layer
+    out = shape.channels_out
     if family == "pixels":
         x = Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in)
         y = Layout("nchw", shape.batch, shape.channels_out, shape.spatial_out)
     else:
-        channels = packed_lanes(trial.case.pattern, height) if trial.private else shape.channels_out
-        x = Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in, trial.x_halo)
+        out = spread_channels(out)
+        channels = spread_channels(packed_lanes(trial.case.pattern, height)) if trial.private else out
+        x = Layout("nhwc", shape.batch, spread_channels(shape.channels_in), shape.spatial_in, trial.x_halo)
         y = Layout("nhwc", shape.batch, channels, shape.spatial_out, trial.y_halo)
-    residual = Layout(y.order, shape.batch, shape.channels_out, shape.spatial_out) if layer.residual else None
+    residual = Layout(y.order, shape.batch, out, shape.spatial_out) if layer.residual else None
     return Workload(shape, x, y, residual, layer.activation, layer.activation_args, threads)
 
 

@@ -16,7 +16,7 @@ from torch import fx
 
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.format import packed_lanes
-from fxprune.codegen.workload import NO_HALO, ConvShape, Halo, Layout, Workload
+from fxprune.codegen.workload import NO_HALO, ConvShape, Halo, Layout, Workload, spread_channels
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
 
@@ -125,6 +125,8 @@ def plan_layouts(
         channels = shape.channels_out
         if private:
             channels = packed_lanes(patterns[node], schedule.height)
+        if family == "rows":
+            channels = spread_channels(channels)
         halo = wanted_halo(node, layer, layers, shapes, families) if family == "rows" else NO_HALO
         order: Literal["nhwc", "nchw"] = "nhwc" if family == "rows" else "nchw"
         y = Layout(order, shape.batch, channels, shape.spatial_out, halo)
