@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tvm
 import tvm.script
+import tvm_ffi
 from tvm.support import cc
 
 from fxprune.codegen.target import CpuTarget
@@ -54,7 +55,7 @@ class Library:
             self.size_bytes = path.stat().st_size
             self.shares_threads = _share_threads(path, target.threads)
 
-    def __getitem__(self, name: str) -> tvm.runtime.PackedFunc:
+    def __getitem__(self, name: str) -> tvm_ffi.Function:
         """Return one function."""
         return self._module[name]
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import tvm
+import tvm_ffi
 from numpy.typing import NDArray
 
 from fxprune.annotation import IndexArray, RowGroupPattern
 from fxprune.codegen.cpu import pixels, rows
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import Float32Array, PackedWeight, pack
+from fxprune.codegen.memory import Pool, rounded
 from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.workload import Workload, column_offsets
 from fxprune.errors import CodegenError
@@ -41,6 +43,11 @@ class LayerKernel:
     scratch_cells: int
     channel_map: IndexArray | None
     _vector_rows: tuple[bool, bool]
+
+    @property
+    def pool_cells(self) -> int:
+        """4-byte cells that the arrays take in a pool."""
+        return sum(rounded(int(array.size)) for array in self.arrays)
 
     def script(self, name: str) -> str:
         """Return the TVMScript of the function under a global symbol."""
@@ -91,7 +98,9 @@ def make_kernel(
     offsets = _offsets(work, schedule, packed, input_map)
     _check_sizes(work, packed, offsets)
     lane_bias = packed.per_lane(np.zeros(pattern.shape[0], np.float32) if bias is None else bias)
-    head = (packed.values, offsets, packed.begin, packed.length, packed.base)
+    values = packed.values if packed.values.size else np.zeros(1, np.float32)
+    offsets = offsets if offsets.size else np.zeros(1, np.int32)
+    head = (values, offsets, packed.begin, packed.length, packed.base)
     if not isinstance(schedule, RowsSchedule):
         units = pixels.tiles_of(work, schedule)
         cells = pixels.scratch_cells(work, schedule.lanes)
@@ -153,12 +162,13 @@ class BoundKernel:
 
     def __init__(
         self,
-        function: tvm.runtime.PackedFunc,
+        function: tvm_ffi.Function,
         kernel: LayerKernel,
         x: torch.Tensor | None,
         y: torch.Tensor,
         residual: torch.Tensor | None,
         scratch: torch.Tensor | None,
+        pool: Pool,
     ) -> None:
         """Bind a function.
 
@@ -169,10 +179,10 @@ class BoundKernel:
             y: Flat output buffer.
             residual: Flat buffer of the residual, or None if there is none or every call brings another one.
             scratch: Flat scratch of at least `kernel.scratch_cells` cells, or None.
+            pool: Where the packed arrays are copied to; `kernel.pool_cells` of it are taken.
         """
         self._function = function
-        filled = (array if array.size else np.zeros(1, array.dtype) for array in kernel.arrays)
-        self.arrays = tuple(torch.tensor(array) for array in filled)  # a copy: torch aligns to cache lines
+        self.arrays = tuple(pool.copy(torch.from_numpy(array)) for array in kernel.arrays)
         middle = [tvm.runtime.from_dlpack(array) for array in self.arrays]
         if kernel.scratch_cells:
             assert scratch is not None
