@@ -168,7 +168,7 @@ class BoundKernel:
         y: torch.Tensor,
         residual: torch.Tensor | None,
         scratch: torch.Tensor | None,
-        pool: Pool,
+        pool: Pool | None = None,
     ) -> None:
         """Bind a function.
 
@@ -179,9 +179,10 @@ class BoundKernel:
             y: Flat output buffer.
             residual: Flat buffer of the residual, or None if there is none or every call brings another one.
             scratch: Flat scratch of at least `kernel.scratch_cells` cells, or None.
-            pool: Where the packed arrays are copied to; `kernel.pool_cells` of it are taken.
+            pool: Where the packed arrays are copied to, `kernel.pool_cells` of it; None = a pool of their own.
         """
         self._function = function
+        pool = pool or Pool(kernel.pool_cells)
         self.arrays = tuple(pool.copy(torch.from_numpy(array)) for array in kernel.arrays)
         middle = [tvm.runtime.from_dlpack(array) for array in self.arrays]
         if kernel.scratch_cells:

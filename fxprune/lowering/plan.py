@@ -16,12 +16,10 @@ from torch import fx
 
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.format import packed_lanes
+from fxprune.codegen.memory import rounded
 from fxprune.codegen.workload import NO_HALO, ConvShape, Halo, Layout, Workload, spread_channels
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
-
-_ALIGNMENT = 16
-"""float32 cells in a cache line; buffers begin on one."""
 
 _MAYBE_ALIAS = frozenset({"reshape", "contiguous", "flatten", "to", "_to_copy", "dropout"})
 """Operators whose result may share memory with their input though their schema does not say so."""
@@ -125,7 +123,7 @@ def plan_layouts(
         channels = shape.channels_out
         if private:
             channels = packed_lanes(patterns[node], schedule.height)
-        if family == "rows":
+        if any(families.get(user) == family == "rows" for user in node.users):
             channels = spread_channels(channels)
         halo = wanted_halo(node, layer, layers, shapes, families) if family == "rows" else NO_HALO
         order: Literal["nhwc", "nchw"] = "nhwc" if family == "rows" else "nchw"
@@ -200,22 +198,18 @@ def plan_memory(intervals: Sequence[Interval]) -> tuple[list[int], int]:
     for index in order:
         own = intervals[index]
         taken = sorted(
-            (places[other], places[other] + _rounded(intervals[other].cells))
+            (places[other], places[other] + rounded(intervals[other].cells))
             for other in places
             if intervals[other].first <= own.last and own.first <= intervals[other].last
         )
         place = 0
         for start, stop in taken:
-            if start - place >= _rounded(own.cells):
+            if start - place >= rounded(own.cells):
                 break
             place = max(place, stop)
         places[index] = place
-    size = max((places[index] + _rounded(intervals[index].cells) for index in places), default=0)
+    size = max((places[index] + rounded(intervals[index].cells) for index in places), default=0)
     return [places[index] for index in range(len(intervals))], size
-
-
-def _rounded(cells: int) -> int:
-    return -(-cells // _ALIGNMENT) * _ALIGNMENT
 
 
 def last_uses(graph: fx.Graph) -> dict[fx.Node, int]:

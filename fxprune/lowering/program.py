@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fxprune.codegen.build import Library
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
+from fxprune.codegen.memory import Pool
 from fxprune.codegen.schedules import refit
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Layout
@@ -235,7 +236,7 @@ def _allocate(
     items = list(lowered.values())
     intervals = [Interval(item.placement.work.y.numel, index[item.new], last[item.new]) for item in items]
     places, size = plan_memory(intervals)
-    whole = torch.empty(max(1, size), dtype=torch.float32)
+    whole = Pool(size).cells
     arena: dict[fx.Node | str, torch.Tensor] = {"": whole}
     for item, place in zip(items, places, strict=True):
         arena[item.node] = whole[place : place + item.placement.work.y.numel]
@@ -252,6 +253,7 @@ def _bind_kernels(
     scratch: torch.Tensor,
     library: Library | None,
 ) -> None:
+    pool = Pool(sum(item.kernel.pool_cells for item in lowered.values()))
     for node, item in lowered.items():
         assert library is not None
         layer, placement = cases[node].layer, item.placement
@@ -260,7 +262,7 @@ def _bind_kernels(
         if placement.staged:
             x = stages[item.new].buffer
         residual = arena[residual_source] if residual_source is not None else None
-        bound = BoundKernel(library[item.function], item.kernel, x, arena[node], residual, scratch)
+        bound = BoundKernel(library[item.function], item.kernel, x, arena[node], residual, scratch, pool)
         output = buffer_view(arena[node], work.y, layer.kind, layer.output_shape)
         x_port = Port(work.x, layer.kind, layer.dims) if x is None else None
         needs_port = work.residual is not None and residual is None
