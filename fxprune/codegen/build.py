@@ -57,7 +57,8 @@ class Library:
 
     def __getitem__(self, name: str) -> tvm_ffi.Function:
         """Return one function."""
-        return self._module[name]
+        function: tvm_ffi.Function = self._module[name]
+        return function
 
 
 def _check_compiler() -> None:
