@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from fxprune.operators import apply_activation
 
 TOLERANCE = 1e-5
 """Largest error, as a share of the largest output."""
+
+Split = Literal["pixels", "blocks"]
+SPLITS: tuple[Split, Split] = ("pixels", "blocks")
 
 _GUARD = 64
 """Cells before and after every buffer that no kernel may write."""
@@ -305,8 +308,3 @@ class Suite:
         assert found.shape == wanted.shape
         error = largest_error(found, wanted)
         assert error <= TOLERANCE, f"{name}: error {error} with {self.cases[name].schedule}"
-
-
-def cells_of(shape: ConvShape) -> int:
-    """Count the cells of a layer's output."""
-    return shape.batch * shape.channels_out * prod(shape.spatial_out)

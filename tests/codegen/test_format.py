@@ -79,7 +79,7 @@ def test_per_lane_follows_the_rows(pattern: RowGroupPattern, height: int) -> Non
 
 
 def test_a_tall_group_shares_its_column_list() -> None:
-    pattern = RowGroupPattern((7, 9), (RowGroup(np.arange(7), np.array([1, 4, 8])),))
+    pattern = RowGroupPattern((7, 9), (RowGroup(np.arange(7, dtype=np.int32), np.array([1, 4, 8])),))
     packed = pack(draw_weight(pattern), pattern, 4)
     assert packed.blocks == 2
     assert packed.columns.tolist() == [1, 4, 8]
@@ -108,6 +108,6 @@ def test_an_empty_pattern_has_blocks_without_columns(height: int) -> None:
 
 
 def test_the_size_counts_values_and_indices() -> None:
-    pattern = RowGroupPattern((4, 4), (RowGroup(np.arange(4), np.arange(2)),))
+    pattern = RowGroupPattern((4, 4), (RowGroup(np.arange(4, dtype=np.int32), np.arange(2, dtype=np.int32)),))
     packed = pack(np.ones((4, 4), dtype=np.float32), pattern, 4)
     assert packed.size_bytes == 4 * (8 + 2 + 1 + 1 + 1 + 4 + 1)

@@ -10,6 +10,7 @@ import torch
 from fxprune.codegen.cpu import pixels
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from tests.codegen.suite import (
+    SPLITS,
     Case,
     Suite,
     conv,
@@ -115,11 +116,11 @@ def rows_of_blocks() -> dict[str, Case]:
 
 def schedules() -> dict[str, Case]:
     """Lanes, rows, tiles, splits and threads on one layer that packs and one that does not."""
-    cases = {}
+    cases: dict[str, Case] = {}
     deep = conv(4, 18, (6, 33), 3, padding=1)
     flat = conv(6, 18, (11, 13), 1)
     tiles = [(16, 1, (2, 2), (1, 4)), (16, 8, (1, 1), (1, 1)), (8, 2, (1, 4), (1, 3)), (4, 4, (3, 2), (1, 2))]
-    for (lanes, height, tile, line), split in itertools.product(tiles, ("pixels", "blocks")):
+    for (lanes, height, tile, line), split in itertools.product(tiles, SPLITS):
         threads = 1 + len(cases) % 3
         for kind, shape, best in (("deep", deep, tile), ("flat", flat, line)):
             cases[f"{kind}_{lanes}_{height}_{split}"] = Case(
@@ -131,7 +132,7 @@ def schedules() -> dict[str, Case]:
                 residual=True,
             )
     tiny = conv(2, 3, (2, 4), 3, padding=1)
-    for split in ("pixels", "blocks"):
+    for split in SPLITS:
         cases[f"more_threads_than_tiles_{split}"] = Case(
             tiny, PixelsSchedule(4, 2, (2, 1), split), full_pattern(tiny), threads=7
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 from fxprune.codegen.cpu import rows
 from fxprune.codegen.cpu.rows import RowsSchedule
 from tests.codegen.suite import (
+    SPLITS,
     Case,
+    Split,
     Suite,
     conv,
     draw_pattern,
@@ -29,6 +32,7 @@ SQUARE = RowsSchedule(8, 2, (2, 2), "pixels", 0)
 IMAGE = conv(5, 32, (7, 11), 3, padding=1)
 BATCH = conv(3, 19, (5, 6), 3, padding=1, batch=3)
 SHORT = conv(7, 33, (3, 3), 1)
+ORDERS: tuple[tuple[Split, int], ...] = (("pixels", 1), ("pixels", 3), ("blocks", 0))
 FIRST_AND_LAST = halo((2, 3), (1, 2))
 
 
@@ -108,12 +112,12 @@ def rows_of_blocks() -> dict[str, Case]:
         suffix = f"{'_residual' if residual else ''}{'_bias' if bias else ''}"
         pattern = draw_pattern(IMAGE, (16, 5, 11), scattered=True)
         cases[f"scattered{suffix}"] = Case(IMAGE, WIDE, pattern, residual=residual, bias=bias)
-    around = {"y_halo": FIRST_AND_LAST, "residual_halo": halo((1, 0), (0, 2)), "residual": True}
+    around = partial(Case, BATCH, y_halo=FIRST_AND_LAST, residual_halo=halo((1, 0), (0, 2)), residual=True)
     mixed, straight = draw_pattern(BATCH, (8, 3, 8), scattered=False), draw_pattern(BATCH, (19,))
     return cases | {
-        "scattered_halos": Case(BATCH, HALF, draw_pattern(BATCH, (5,), scattered=True), **around),
-        "mixed_halos": Case(BATCH, HALF, mixed, activation="relu", **around),
-        "straight_halos": Case(BATCH, FOUR, straight, activation="relu", **around),
+        "scattered_halos": around(HALF, draw_pattern(BATCH, (5,), scattered=True)),
+        "mixed_halos": around(HALF, mixed, activation="relu"),
+        "straight_halos": around(FOUR, straight, activation="relu"),
         "pointwise_residual_halo": Case(SHORT, HALF, draw_pattern(SHORT), residual=True, residual_halo=FIRST_AND_LAST),
         "remainder_of_32": Case(
             s := conv(6, 45, (4, 5), 3, padding=1), RowsSchedule(16, 2, (1, 5), "pixels"), draw_pattern(s, (45,))
@@ -132,7 +136,7 @@ def schedules() -> dict[str, Case]:
         RowsSchedule(lanes, vectors, tile, split, chunk)
         for (lanes, vectors, tile), (split, chunk) in itertools.product(
             [(16, 1, (1, 7)), (16, 2, (2, 4)), (8, 4, (4, 1)), (4, 2, (1, 11)), (4, 1, (3, 3))],
-            [("pixels", 1), ("pixels", 3), ("blocks", 0)],
+            ORDERS,
         )
     ]
     pattern = draw_pattern(IMAGE, (16, 7, 9))
@@ -141,7 +145,7 @@ def schedules() -> dict[str, Case]:
         for index, option in enumerate(options)
     }
     tiny = conv(6, 40, (2, 2), 3, padding=1)
-    for split in ("pixels", "blocks"):
+    for split in SPLITS:
         cases[f"more_threads_than_tiles_{split}"] = Case(
             tiny, RowsSchedule(8, 1, (2, 2), split), draw_pattern(tiny, (8,)), threads=7, y_halo=halo((1, 1), (1, 1))
         )
@@ -150,7 +154,22 @@ def schedules() -> dict[str, Case]:
     return cases
 
 
-CASES = shapes() | rows_of_blocks() | schedules()
+def prefetches() -> dict[str, Case]:
+    """Kernels that ask for the next tile's memory, with one long line and with image lines."""
+    option = RowsSchedule(8, 2, (1, 4), "pixels", prefetch=True)
+    asking = partial(Case, schedule=option, activation="relu")
+    line = conv(9, 40, (5, 7), 1, batch=2)
+    mixed = draw_pattern(line, (16, 5))
+    return {
+        "prefetch_line": asking(line, pattern=mixed),
+        "prefetch_line_residual": asking(line, pattern=mixed, residual=True),
+        "prefetch_image": asking(IMAGE, pattern=draw_pattern(IMAGE), residual=True, y_halo=FIRST_AND_LAST),
+        "prefetch_scattered": asking(IMAGE, pattern=draw_pattern(IMAGE, (5,), scattered=True), residual=True),
+        "prefetch_empty_mask": asking(line, pattern=empty_pattern(line), threads=3),
+    }
+
+
+CASES = shapes() | rows_of_blocks() | schedules() | prefetches()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 import pytest
 import torch
@@ -50,7 +52,7 @@ def test_pointwise_means_no_neighbours_no_stride_no_padding(shape: ConvShape, po
 @pytest.mark.parametrize("spatial", [(1, 3, 4), (2, 3, 4)])
 def test_a_layout_is_torchs_padded_tensor(spatial: tuple[int, int, int]) -> None:
     layout = Layout("nhwc", 2, 5, spatial, AROUND)
-    padded = torch.arange(2 * 5 * np.prod(layout.padded)).reshape(2, *layout.padded, 5).permute(0, 4, 1, 2, 3)
+    padded = torch.arange(2 * 5 * prod(layout.padded)).reshape(2, *layout.padded, 5).permute(0, 4, 1, 2, 3)
     assert layout.numel == padded.numel()
     assert layout.strides == padded.stride()
     (d, _), (h, _), (w, _) = AROUND

@@ -1,0 +1,114 @@
+"""Building: one pool of threads, errors that say what is missing, and every name of TVM that is used."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from fxprune.codegen.build import Library
+from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.kernel import BoundKernel
+from fxprune.codegen.target import parse_target
+from fxprune.errors import CodegenError
+from tests.codegen.suite import Case, Suite, conv, draw_pattern, place, poisoned
+
+LAYER = conv(4, 24, (9, 9), 3, padding=1)
+CASE = Case(LAYER, RowsSchedule(8, 1, (1, 3), "pixels"), draw_pattern(LAYER, (8,)))
+
+
+@pytest.fixture(scope="module")
+def suite() -> Suite:
+    return Suite({"two_threads": CASE})
+
+
+def _threads_of_process() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_parallel_loops_run_on_torchs_threads(suite: Suite) -> None:
+    assert suite.library.shares_threads
+    torch.randn(512, 512) @ torch.randn(512, 512)
+    torch.randn(1 << 22).exp_()
+    before = _threads_of_process()
+    suite.check("two_threads")
+    assert _threads_of_process() == before, "TVM started a pool of its own"
+
+
+def test_kernels_run_without_openmp_on_tvms_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.codegen.build._loaded_openmp", lambda: None)
+    suite = Suite({"without_openmp": CASE})
+    assert not suite.library.shares_threads
+    suite.check("without_openmp")
+
+
+def test_a_library_leaves_no_file_behind(suite: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    library = Library({"again": suite.kernels["two_threads"].script("again")}, parse_target("cpu", 2))
+    assert library.size_bytes > 1000
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_compiler_is_said(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.codegen.build.cc.get_cc", lambda: "no-such-compiler")
+    with pytest.raises(CodegenError, match=r"No C\+\+ compiler was found.*Install g\+\+ or clang\+\+"):
+        Library({"one": suite.kernels["two_threads"].script("one")}, parse_target("cpu", 2))
+
+
+def test_an_error_of_the_linker_names_the_functions(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.codegen.build._LAUNCH_SOURCE", Path("no/such/launch.cc"))
+    with pytest.raises(CodegenError, match=r"TVM could not build one for (?s:.)*no/such/launch.cc"):
+        Library({"one": suite.kernels["two_threads"].script("one")}, parse_target("cpu", 2))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("T.parallel", "T.sideways"), ("acc[", "missing["), ('"float32"', '"float33"')]
+)
+def test_an_error_of_tvm_names_the_functions(suite: Suite, old: str, new: str) -> None:
+    script = suite.kernels["two_threads"].script("broken").replace(old, new)
+    with pytest.raises(CodegenError, match="TVM could not build broken for"):
+        Library({"broken": script}, parse_target("cpu", 2))
+
+
+def test_wrong_buffers_are_refused_by_the_kernel(suite: Suite) -> None:
+    kernel, tensors = suite.kernels["two_threads"], suite.tensors["two_threads"]
+    x = place(tensors.x, kernel.work.x, LAYER.padding)
+    short = BoundKernel(suite.library["two_threads"], kernel, x, poisoned(kernel.work.y.numel - 1), None, None)
+    with pytest.raises((ValueError, TypeError, RuntimeError), match="Y"):
+        short.run()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("tvm", "IRModule"),
+        ("tvm", "compile"),
+        ("tvm", "get_global_func"),
+        ("tvm_ffi", "Function"),
+        ("tvm.runtime", "from_dlpack"),
+        ("tvm.runtime", "load_module"),
+        ("tvm.script", "from_source"),
+        ("tvm.support.cc", "create_shared"),
+        ("tvm.support.cc", "get_cc"),
+        ("tvm.target", "Target"),
+        *(
+            ("tvm.script.tirx", name)
+            for name in (
+                *("Cast", "Select", "address_of", "alloc_buffer", "call_llvm_intrin", "evaluate", "float32", "floor"),
+                *("func_attr", "handle", "int32", "match_buffer", "max", "min", "parallel", "prim_func"),
+                *("reinterpret", "serial", "unroll", "vectorized"),
+            )
+        ),
+    ],
+)
+def test_tvm_has_every_name_in_use(module: str, name: str) -> None:
+    assert hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("name", ["target.target_has_feature", "target.llvm_get_system_cpu"])
+def test_tvm_has_every_global_function_in_use(name: str) -> None:
+    tvm = importlib.import_module("tvm")
+    assert tvm.get_global_func(name, allow_missing=True) is not None
