@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from fxprune.graph.program import import_program
 from fxprune.graph.shapes import propagate_shapes, tidy
 
 logger = logging.getLogger(__name__)
+
+_EXPORTING = threading.Lock()
+"""Held while torch exports: that changes warning filters and torch's switches for the whole process."""
 
 _EXPORT_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError, ArithmeticError)
 """What `torch.export` and the user's forward raise; the errors of `torch._dynamo` are RuntimeErrors."""
@@ -69,12 +73,13 @@ def capture(
             are meta, complex, quantised or not floating where they need to be.
     """
     check_call(args, kwargs)
-    if isinstance(model, ExportedProgram):
-        check_program(model, args, kwargs)
-    else:
-        check_model(model, args, kwargs)
-        model = _export(model, args, kwargs)
-    program = _decompose(model)
+    with _EXPORTING:
+        if isinstance(model, ExportedProgram):
+            check_program(model, args, kwargs)
+        else:
+            check_model(model, args, kwargs)
+            model = _export(model, args, kwargs)
+        program = _decompose(model)
     check_tensors(program.state_dict)
     gm = import_program(program)
     propagate_shapes(gm, tuple(tree_flatten((args, dict(kwargs)))[0]))
