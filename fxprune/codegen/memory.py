@@ -23,7 +23,7 @@ class Pool:
             cells: 4-byte cells over all pieces, each rounded up to whole cache lines (`rounded`).
         """
         size = -(-max(1, cells) * 4 // _PAGE_BYTES) * _PAGE_BYTES
-        memory = mmap.mmap(-1, size + _PAGE_BYTES)
+        memory = mmap.mmap(-1, size + _PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         whole = torch.frombuffer(memory, dtype=torch.float32)

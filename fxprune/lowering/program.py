@@ -54,9 +54,13 @@ class Program:
             return [self._own(output) for output in outputs]
 
     def _own(self, output: object) -> object:
-        if isinstance(output, torch.Tensor) and output.untyped_storage().data_ptr() == self._arena.data_ptr():
+        if isinstance(output, torch.Tensor) and _storage(output) == _storage(self._arena):
             return output.clone(memory_format=torch.contiguous_format)
         return output
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @dataclass
