@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import NoneType
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
 import torch
 from torch import fx, nn
@@ -21,6 +23,9 @@ from fxprune.report import CompileReport
 logger = logging.getLogger(__name__)
 
 _Key = tuple[object, ...]
+
+_PLAIN = (int, float, complex, str, NoneType, torch.dtype, torch.device, torch.layout, torch.memory_format)
+"""Types of inputs besides tensors; a compiled program holds for their values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +85,9 @@ class CompiledModule(nn.Module):
         flat, spec = tree_flatten((args, kwargs))
         _check_no_gradients(flat)
         found = self._known.get(_key(flat, spec)) or self.specialise(args, kwargs)
+        if torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu"):
+            with _plain_modes():
+                return tree_unflatten(found.program.run(flat), found.out_spec)
         return tree_unflatten(found.program.run(flat), found.out_spec)
 
     def specialise(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
@@ -95,7 +103,8 @@ class CompiledModule(nn.Module):
             if key not in self._known:
                 if self._known:
                     logger.info("new input shapes %s: compiling again", _shapes(flat))
-                self._known[key] = self._compile_for(args, kwargs)
+                with _plain_modes():
+                    self._known[key] = self._compile_for(args, kwargs)
                 self._latest = self._known[key]
             return self._known[key]
 
@@ -111,6 +120,17 @@ class CompiledModule(nn.Module):
                 "with its masks held, and compile again."
             )
         return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse copies and pickles: the machine code lives in this process.
+
+        Raises:
+            UnsupportedError: Always.
+        """
+        raise UnsupportedError(
+            "A compiled model cannot be copied or pickled: its kernels are loaded in this process. Save the model it "
+            "was made from and its masks, and compile again."
+        )
 
     @property
     def report(self) -> CompileReport:
@@ -144,6 +164,23 @@ class CompiledModule(nn.Module):
         return self._latest
 
 
+def check_not_compiled(model: object) -> None:
+    """Refuse to compile what `compile` returned.
+
+    Raises:
+        UnsupportedError: The model is compiled already.
+    """
+    if isinstance(model, CompiledModule):
+        raise UnsupportedError("model is compiled already (a CompiledModule); pass the model that it was made from.")
+
+
+@contextlib.contextmanager
+def _plain_modes() -> Iterator[None]:
+    """Leave inference mode, whose tensors cannot be written to outside it, and autocast, which changes types."""
+    with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+        yield
+
+
 def _check_no_gradients(flat: list[object]) -> None:
     if not torch.is_grad_enabled():
         return
@@ -158,10 +195,22 @@ def _check_no_gradients(flat: list[object]) -> None:
 def _key(flat: list[object], spec: TreeSpec) -> _Key:
     """Return what a compiled program depends on: structure, shapes and types of tensors, values of everything else."""
     parts = [
-        (tuple(value.shape), value.dtype, value.device) if isinstance(value, torch.Tensor) else (type(value), value)
-        for value in flat
+        (tuple(value.shape), value.dtype, value.device, value.layout)
+        if isinstance(value, torch.Tensor)
+        else _plain_key(index, value)
+        for index, value in enumerate(flat)
     ]
     return (spec, *parts)
+
+
+def _plain_key(index: int, value: object) -> _Key:
+    if not isinstance(value, _PLAIN):
+        hint = "Pass torch.from_numpy(x)." if type(value).__module__ == "numpy" else "Pass a tensor."
+        raise UnsupportedError(
+            f"Input {index} is a {type(value).__name__}; inputs are tensors, numbers, strings or None, also inside "
+            f"tuples, lists and dicts. {hint}"
+        )
+    return type(value), value
 
 
 def _shapes(flat: list[object]) -> str:

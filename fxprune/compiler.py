@@ -11,9 +11,9 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
 from fxprune.arguments import check_arguments, read_example_inputs, read_options
-from fxprune.compiled import CompiledModule, Specialisation
+from fxprune.compiled import CompiledModule, Specialisation, check_not_compiled
 from fxprune.debug import configure_logging
-from fxprune.graph import annotate, capture
+from fxprune.graph import annotate, capture, check_ready
 from fxprune.masks import kept_weight_shares, resolve_masks
 from fxprune.passes import default_pipeline, run_passes
 
@@ -56,10 +56,12 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
     check_arguments(structure, dtype, tune, database)
     chosen = read_options(options)
     inputs = read_example_inputs(example_inputs)
+    check_not_compiled(model)
     from fxprune import backend  # loads TVM, which `import fxprune` does not
 
     cpu = backend.prepare_target(target, chosen.threads)
     kept = resolve_masks(model, masks)
+    check_ready(model)
     shares = kept_weight_shares(model, kept)
 
     def compile_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:

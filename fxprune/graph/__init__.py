@@ -2,6 +2,7 @@
 
 from fxprune.graph.annotate import annotate
 from fxprune.graph.capture import Captured, capture
+from fxprune.graph.door import check_ready
 from fxprune.graph.shapes import propagate_shapes, tidy
 from fxprune.nodes import annotation_of, copy_meta, get_tensor, set_tensor
 
@@ -10,6 +11,7 @@ __all__ = [
     "annotate",
     "annotation_of",
     "capture",
+    "check_ready",
     "copy_meta",
     "get_tensor",
     "propagate_shapes",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -101,10 +102,33 @@ def _export(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, obj
             return torch.export.export(model, args, dict(kwargs), strict=False)
     except _EXPORT_ERRORS as error:
         raise UnsupportedError(
-            f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}. Call the model once with the "
-            "same inputs; if that works, take data-dependent Python out of forward, or export it yourself and pass "
-            "the ExportedProgram."
+            f"torch.export cannot capture {type(model).__name__} with inputs {_describe_inputs(args, kwargs)}"
+            f"{_find_module(error, model)}: {_first_line(error)}. Call the model once with the same inputs; if that "
+            "fails too, change their number, shape or type; if it works, take data-dependent Python out of forward, "
+            "or export it yourself and pass the ExportedProgram."
         ) from error
+
+
+def _describe_inputs(args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
+    """Return types and shapes in a few words, e.g. "(float32 [1, 3, 8, 8])"."""
+    words = [
+        f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        if isinstance(value, torch.Tensor)
+        else type(value).__name__
+        for value in tree_flatten((args, dict(kwargs)))[0]
+    ]
+    return f"({', '.join(words)})"
+
+
+def _find_module(error: Exception, model: nn.Module) -> str:
+    """Return where in the model an error was raised, e.g. ", at 'layer1.0.conv1' (Conv2d)"."""
+    paths = {id(module): path for path, module in model.named_modules() if path}
+    found = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and id(owner) in paths:
+            found = f", at '{paths[id(owner)]}' ({type(owner).__name__})"
+    return found
 
 
 def _decompose(program: ExportedProgram) -> ExportedProgram:

@@ -32,6 +32,8 @@ def check_call(args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
             continue
         if value.is_meta:
             raise UnsupportedError(f"Input {index} is a meta tensor; it needs real data. Pass a tensor on a device.")
+        if value.layout is not torch.strided:
+            raise UnsupportedError(f"Input {index} is stored as {value.layout}; call .to_dense() on it.")
         if value.numel() == 0:
             raise UnsupportedError(
                 f"Input {index} has shape {list(value.shape)}, no elements at all; a batch needs at least one sample."
@@ -39,12 +41,24 @@ def check_call(args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
 
 
 def check_model(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-    """Refuse models in training mode and models whose tensors cannot be compiled.
+    """Refuse models that are not ready and models on another device than their inputs.
 
     Raises:
-        UnsupportedError: As `check_tensors`; or the model is no module, is in training mode, or lives on a device
-            other than its inputs.
+        UnsupportedError: As `check_ready`; or model and inputs live on different devices.
     """
+    check_ready(model)
+    _check_devices(dict(model.named_parameters(remove_duplicate=False)), args, kwargs)
+
+
+def check_ready(model: nn.Module | ExportedProgram) -> None:
+    """Refuse models in training mode and models whose tensors cannot be compiled; needs no inputs.
+
+    Raises:
+        UnsupportedError: As `check_tensors`; or the model is no module, or is in training mode.
+    """
+    if isinstance(model, ExportedProgram):
+        check_tensors(model.state_dict)
+        return
     if not isinstance(model, nn.Module):
         raise UnsupportedError(
             f"model is a {type(model).__name__}; it needs to be an nn.Module, a torch.fx.GraphModule or a "
@@ -55,10 +69,8 @@ def check_model(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str,
         if module.training and (plain_root or isinstance(module, _TRAINED_MODULES)):
             where = f"Module '{path}' ({type(module).__name__})" if path else f"{type(module).__name__}"
             raise UnsupportedError(f"{where} is in training mode; call model.eval() first.")
-    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    check_tensors(tensors)
+    check_tensors(dict(model.named_parameters(remove_duplicate=False)))
     check_tensors(dict(model.named_buffers(remove_duplicate=False)))
-    _check_devices(tensors, args, kwargs)
 
 
 def check_tensors(tensors: Mapping[str, object]) -> None:
