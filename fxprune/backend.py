@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from fxprune.codegen.format import padded_stored
+from fxprune.codegen.memory import release_unused
 from fxprune.codegen.target import CpuTarget, check_versions, parse_target
 from fxprune.compiled import Specialisation
 from fxprune.debug import dump_text
@@ -27,6 +28,8 @@ from fxprune.lowering.select import NOISE, select
 from fxprune.nodes import annotation_of, module_path
 from fxprune.passes import PassRecord
 from fxprune.report import CompileReport, LayerReport
+
+__all__ = ["build", "prepare_target", "release_unused"]
 
 logger = logging.getLogger(__name__)
 

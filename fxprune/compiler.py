@@ -70,7 +70,10 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         annotate(captured.graph_module, kept)
         records = run_passes(captured.graph_module, default_pipeline(cpu.efficiency))
         flat = tree_leaves((args, dict(kwargs)))
-        return backend.build(captured, flat, records, shares, cpu, measure=chosen.measure, start=start)
+        built = backend.build(captured, flat, records, shares, cpu, measure=chosen.measure, start=start)
+        del captured
+        backend.release_unused()
+        return built
 
     compiled = CompiledModule(compile_for, kept)
     if inputs is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import mmap
 
 import torch
@@ -48,3 +50,11 @@ class Pool:
 def rounded(cells: int) -> int:
     """Round cells up to whole cache lines."""
     return -(-cells // _LINE_CELLS) * _LINE_CELLS
+
+
+def release_unused() -> None:
+    """Give memory back to the system after a compilation: graphs are cycles, and glibc keeps what was freed."""
+    gc.collect()
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
