@@ -25,6 +25,7 @@ from tests.codegen.suite import (
 )
 
 WIDE = RowsSchedule(16, 1, (1, 3), "pixels", 2)
+NARROW = RowsSchedule(16, 1, (1, 2), "pixels")
 HALF = RowsSchedule(8, 1, (1, 2), "blocks")
 FOUR = RowsSchedule(4, 1, (1, 1), "pixels")
 SQUARE = RowsSchedule(8, 2, (2, 2), "pixels", 0)
@@ -100,7 +101,7 @@ def shapes() -> dict[str, Case]:
 def rows_of_blocks() -> dict[str, Case]:
     """Heights, order and number of the rows in a group; column counts; residuals."""
     cases = {
-        f"ragged_{height}": Case(IMAGE, WIDE, draw_pattern(IMAGE, (height,)), residual=height % 2 == 0)
+        f"ragged_{height}": Case(IMAGE, NARROW, draw_pattern(IMAGE, (height,)), residual=height % 2 == 0)
         for height in range(1, 18)
     }
     many = conv(7, 21, (5, 4), 3, padding=1)
