@@ -25,6 +25,10 @@ from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, 
 from fxprune.nodes import annotation_of, module_path
 
 
+_VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})
+"""Operators that take their input to lie in order; channels-last it does not, and reshape copies where it must."""
+
+
 class Program:
     """A model compiled for one set of input shapes; calls from several threads take turns.
 
@@ -160,6 +164,8 @@ def _place_nodes(
     for number, node in enumerate(gm.graph.nodes):
         if node.target is torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
             _use_mean(result, mapped[node])
+        if node.target in _VIEWS:
+            mapped[node].target = torch.ops.aten.reshape.default
         layer = find_layer(node)
         if layer is None or layer.kind == "conv_transpose" or annotation_of(node) is None:
             continue
