@@ -24,7 +24,6 @@ from fxprune.lowering.modules import KernelModule, Port, StageModule
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
 from fxprune.nodes import annotation_of, module_path
 
-
 _VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})
 """Operators that take their input to lie in order; channels-last it does not, and reshape copies where it must."""
 
