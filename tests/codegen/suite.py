@@ -31,10 +31,10 @@ _GUARD = 64
 """Cells before and after every buffer that no kernel may write."""
 
 
-def triple(values: int | Sequence[int], missing: int) -> Triple:
-    """Spell out one value per spatial axis; missing leading axes get `missing`."""
+def triple(values: int | Sequence[int]) -> Triple:
+    """Spell out one value per spatial axis; missing leading axes get 1."""
     given = (values, values) if isinstance(values, int) else tuple(values)
-    depth, height, width = (missing,) * (3 - len(given)) + given
+    depth, height, width = (1,) * (3 - len(given)) + given
     return depth, height, width
 
 
@@ -58,17 +58,8 @@ def conv(
 ) -> ConvShape:
     """Build a convolution over 1, 2 or 3 axes; a number of padding cells goes all around the axes that are there."""
     around = halo(*[(padding, padding)] * len(size)) if isinstance(padding, int) else padding
-    return ConvShape(
-        batch,
-        channels_in,
-        channels_out,
-        triple(size, 1),
-        triple(kernel, 1),
-        triple(stride, 1),
-        around,
-        triple(dilation, 1),
-        groups,
-    )
+    spatial, steps = (triple(size), triple(kernel), triple(stride)), triple(dilation)
+    return ConvShape(batch, channels_in, channels_out, *spatial, around, steps, groups)
 
 
 def linear(tokens: int, features_in: int, features_out: int) -> ConvShape:
