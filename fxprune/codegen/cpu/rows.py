@@ -206,12 +206,11 @@ class _RowsWriter:
                 f"{depth_index} >= {d0} and {depth_index} < {d0 + y.spatial[0]} and "
                 f"{height_index} >= {h0} and {height_index} < {h0 + y.spatial[1]}"
             )
-            with self.script.block(f"if {inside}"):
-                for start, cells in ((0, before), (line_cells - after, after)):
-                    if cells:
-                        with self.script.block(f"for v in T.serial({cells})"):
-                            self.script.add(f"Y[{base} + {start} + v] = T.float32(0.0)")
-            with self.script.loops("else", f"for v in T.serial({line_cells})"):
+            ends = [(start, cells) for start, cells in ((0, before), (line_cells - after, after)) if cells]
+            for start, cells in ends:
+                with self.script.loops(f"if {inside}", f"for v in T.serial({cells})"):
+                    self.script.add(f"Y[{base} + {start} + v] = T.float32(0.0)")
+            with self.script.loops(f"if not ({inside})", f"for v in T.serial({line_cells})"):
                 self.script.add(f"Y[{base} + v] = T.float32(0.0)")
 
     def _split_blocks(self) -> None:
