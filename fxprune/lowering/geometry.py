@@ -76,29 +76,18 @@ def view_5d(tensor: torch.Tensor, kind: str, dims: int) -> torch.Tensor:
     return tensor.reshape(-1, tensor.shape[-dims - 1], *(1,) * (3 - dims), *image)
 
 
-def buffer_view(buffer: torch.Tensor, layout: Layout, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
+def buffer_view(buffer: torch.Tensor, layout: Layout, dims: int, shape: tuple[int, ...]) -> torch.Tensor:
     """View a flat buffer as the tensor that torch expects there.
 
     Args:
         buffer: Flat, at least `layout.numel` cells.
         layout: Where the tensor lies in it.
-        kind: "conv" or "linear".
+        dims: Spatial axes of the layer; 0 for linear.
         shape: [N, C, *image], [C, *image] or [..., C]; C may be smaller than the layout's channels.
     """
     offset = buffer.storage_offset() + layout.origin
-    n, c, d, h, w = layout.strides
-    if kind == "linear":
-        return buffer.as_strided((prod(shape[:-1]), shape[-1]), (w, c), offset).view(shape)
-    image = (d, h, w)[-_image_axes(layout, shape) :]
-    lead = (n, c) if len(shape) == len(image) + 2 else (c,)
-    return buffer.as_strided(shape, (*lead, *image), offset)
-
-
-def _image_axes(layout: Layout, shape: tuple[int, ...]) -> int:
-    """Return how many of the last axes of `shape` are spatial."""
-    cells = prod(layout.spatial)
-    return next(axes for axes in (1, 2, 3) if prod(shape[-axes:]) == cells and _has_leading_ones(layout, axes))
-
-
-def _has_leading_ones(layout: Layout, axes: int) -> bool:
-    return all(size == 1 for size in layout.spatial[: 3 - axes])
+    n, c, *image = layout.strides
+    if dims == 0:
+        return buffer.as_strided((prod(shape[:-1]), shape[-1]), (image[-1], c), offset).view(shape)
+    lead = (n, c) if len(shape) == dims + 2 else (c,)
+    return buffer.as_strided(shape, (*lead, *image[-dims:]), offset)

@@ -123,9 +123,9 @@ def _make_trial(trial: Trial, candidate: Candidate, threads: int) -> LayerKernel
 
 def _bind(library: Library, name: str, kernel: LayerKernel) -> Callable[[], object]:
     work = kernel.work
-    residual = torch.randn(work.residual.numel) if work.residual else None
-    scratch = torch.zeros(kernel.scratch_cells) if kernel.scratch_cells else None
-    x, y = torch.randn(work.x.numel), torch.zeros(work.y.numel)
+    residual = torch.randn(work.residual.numel, dtype=torch.float32) if work.residual else None
+    scratch = torch.zeros(kernel.scratch_cells, dtype=torch.float32) if kernel.scratch_cells else None
+    x, y = torch.randn(work.x.numel, dtype=torch.float32), torch.zeros(work.y.numel, dtype=torch.float32)
     bound = BoundKernel(library[name], kernel, x, y, residual, scratch)
 
     def run(_library: Library = library) -> None:
@@ -142,11 +142,11 @@ def dense_call(case: Case) -> Callable[[], object]:
     module = build_dense(layer, weight, bias)
     size = tuple(layer.input.meta["val"].shape)
     layout = Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in)
-    x = buffer_view(torch.randn(layout.numel), layout, layer.kind, size)
+    x = buffer_view(torch.randn(layout.numel, dtype=torch.float32), layout, layer.dims, size)
     residual = None
     if layer.residual is not None:
         layout = Layout("nhwc", shape.batch, shape.channels_out, shape.spatial_out)
-        residual = buffer_view(torch.randn(layout.numel), layout, layer.kind, layer.output_shape)
+        residual = buffer_view(torch.randn(layout.numel, dtype=torch.float32), layout, layer.dims, layer.output_shape)
 
     def run() -> None:
         with torch.no_grad():

@@ -272,7 +272,7 @@ def _bind_kernels(
             x = stages[item.new].buffer
         residual = arena[residual_source] if residual_source is not None else None
         bound = BoundKernel(library[item.function], item.kernel, x, arena[node], residual, scratch, pool)
-        output = buffer_view(arena[node], work.y, layer.kind, layer.output_shape)
+        output = buffer_view(arena[node], work.y, layer.dims, layer.output_shape)
         x_port = Port(work.x, layer.kind, layer.dims) if x is None else None
         needs_port = work.residual is not None and residual is None
         residual_port = Port(work.residual, layer.kind, layer.dims) if needs_port and work.residual else None
