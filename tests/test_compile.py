@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from tests.compiling import MASKS, check, draw_masks, everything, force_kernels, kernels, row_groups, shuffled
+from tests.compiling import MASKS, Layers, check, draw_masks, everything, force_kernels, kernels, row_groups, shuffled
 from tests.networks import Function, randomise_norms
 
 
@@ -28,7 +28,7 @@ def chain(*activations: nn.Module) -> nn.Module:
 
 
 def residual() -> nn.Module:
-    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def forward(net: Layers, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(net.stem(x))
         x = F.relu(net.b(F.relu(net.a(x))) + x)
         short = net.short(x)
@@ -46,7 +46,7 @@ def residual() -> nn.Module:
 
 
 def concat() -> nn.Module:
-    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def forward(net: Layers, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(net.stem(x))
         both = torch.cat([F.relu(net.a(x)), net.b(x), F.max_pool2d(x, 3, 1, 1)], 1)
         return net.last(both)
@@ -63,7 +63,7 @@ def grouped() -> nn.Module:
 
 
 def squeeze() -> nn.Module:
-    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def forward(net: Layers, x: torch.Tensor) -> torch.Tensor:
         x = F.silu(net.stem(x))
         gate = torch.sigmoid(net.up(F.silu(net.down(F.adaptive_avg_pool2d(x, 1)))))
         return net.last(x * gate)
@@ -95,7 +95,7 @@ def perceptron() -> nn.Module:
 
 
 def tokens() -> nn.Module:
-    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def forward(net: Layers, x: torch.Tensor) -> torch.Tensor:
         x = net.norm(x + net.down(F.gelu(net.up(x))))
         return net.mix(x.transpose(1, 2)).mean(2)
 
@@ -121,7 +121,7 @@ def classifier() -> nn.Module:
 
 
 def shared() -> nn.Module:
-    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def forward(net: Layers, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(net.stem(x))
         return net.again(F.relu(net.again(F.relu(net.again(x)))) + x)
 
@@ -150,7 +150,7 @@ def strided() -> nn.Module:
 def many_readers() -> nn.Module:
     """One output with readers of different halos, one of them as a residual, one of them the caller."""
 
-    def forward(net: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(net: Layers, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x = F.relu(net.stem(x))
         wide, narrow = net.wide(x), net.narrow(x)
         return F.relu(net.last(F.relu(wide)) + x), narrow, x[:, :8], x
@@ -161,7 +161,7 @@ def many_readers() -> nn.Module:
 def inverted() -> nn.Module:
     """A linear bottleneck: the sum has no activation and feeds the next block and its residual."""
 
-    def forward(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def forward(net: Layers, x: torch.Tensor) -> torch.Tensor:
         x = net.stem(x)
         x = x + net.down(F.relu6(net.up(x)))
         x = x + net.down2(F.hardswish(net.up2(x)))
@@ -211,8 +211,9 @@ def make(name: str) -> tuple[nn.Module, torch.Tensor]:
     return randomise_norms(build()).eval(), torch.randn(shape)
 
 
-@pytest.mark.parametrize("turn", [0, 2])
-@pytest.mark.parametrize("family", ["rows", "pixels"])
+@pytest.mark.parametrize(
+    ("family", "turn"), [("rows", 0), ("pixels", 0), pytest.param("rows", 2, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_layer_on_kernels_is_exact(name: str, family: str, turn: int, monkeypatch: pytest.MonkeyPatch) -> None:
     force_kernels(monkeypatch, family)
