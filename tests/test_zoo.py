@@ -87,11 +87,11 @@ def test_small_zoo_is_exact(name: str, structure: str) -> None:
 @pytest.mark.parametrize("structure", ["rowgroup", "channel", "unstructured"])
 @pytest.mark.parametrize("name", IMAGE_SIZES)
 def test_zoo_is_exact(name: str, structure: str) -> None:
-    check_network(name, structure, 1, 3)
+    assert check_network(name, structure, 1, 3) > 0 or structure == "unstructured"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGE_SIZES)
 def test_zoo_is_exact_with_kernels_everywhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     force_kernels(monkeypatch, "rows", "pixels")
-    assert check_network(name, "rowgroup", 2) > 0
+    assert check_network(name, "unstructured", 2) > 0
