@@ -12,16 +12,21 @@ from fxprune.errors import (
     UnsupportedError,
     VerifyError,
 )
+from fxprune.transform import ChangedMasks, MaskChange, refill, regroup
 
 __all__ = [
     "ArtifactError",
+    "ChangedMasks",
     "CodegenError",
     "CompiledModule",
     "FxpruneError",
+    "MaskChange",
     "MaskError",
     "PostconditionError",
     "PreconditionError",
     "UnsupportedError",
     "VerifyError",
     "compile",
+    "refill",
+    "regroup",
 ]
