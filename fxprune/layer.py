@@ -14,7 +14,7 @@ from torch.fx.node import Argument
 from fxprune.nodes import bind, module_path
 from fxprune.operators import fused_convolution, fused_linear
 
-__all__ = ["Layer", "find_layer", "module_path"]
+__all__ = ["Layer", "find_layer", "module_path", "name_bias"]
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = frozenset(
@@ -168,3 +168,10 @@ def _resolve_padding(
     if isinstance(padding, Sequence) and padding and isinstance(padding[0], Sequence):
         return tuple((int(low), int(high)) for low, high in cast("Sequence[tuple[int, int]]", padding))
     return tuple((size, size) for size in _per_axis(padding, len(kernel)))
+
+
+def name_bias(weight_name: str) -> str:
+    """Return the name of the bias beside a weight: "layer1.conv.weight" has "layer1.conv.bias"."""
+    path, _, leaf = weight_name.rpartition(".")
+    bias = "bias" if leaf == "weight" else f"{leaf}_bias"
+    return f"{path}.{bias}" if path else bias

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from fxprune.passes.base import Pass, PassRecord, PassResult, Refusal, run_passes
+from fxprune.passes.eliminate_channels import EliminateChannels
 from fxprune.passes.fold_batch_norm import FoldBatchNorm
 from fxprune.passes.fuse_epilogue import FuseEpilogue
 from fxprune.passes.group_rows import GroupRows
 
 __all__ = [
+    "EliminateChannels",
     "FoldBatchNorm",
     "FuseEpilogue",
     "GroupRows",

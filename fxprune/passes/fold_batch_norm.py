@@ -28,7 +28,7 @@ from torch import fx
 
 from fxprune.errors import PostconditionError
 from fxprune.graph import get_tensor, set_tensor
-from fxprune.layer import Layer, find_layer
+from fxprune.layer import Layer, find_layer, name_bias
 from fxprune.nodes import add_tensor, bind
 from fxprune.passes.base import Pass, PassResult, Refusal
 
@@ -165,13 +165,6 @@ def _fold(gm: fx.GraphModule, norm: BatchNorm, layer: Layer) -> None:
     norm.result.replace_all_uses_with(layer.node)
     for node in dict.fromkeys((norm.result, norm.node)):
         gm.graph.erase_node(node)
-
-
-def name_bias(weight_name: str) -> str:
-    """Return the name of the bias beside a weight: "layer1.conv.weight" has "layer1.conv.bias"."""
-    path, _, leaf = weight_name.rpartition(".")
-    bias = "bias" if leaf == "weight" else f"{leaf}_bias"
-    return f"{path}.{bias}" if path else bias
 
 
 def _folded_numbers(gm: fx.GraphModule, norm: BatchNorm, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from fxprune.graph import annotation_of, get_tensor, tidy
 from fxprune.layer import module_path
 from fxprune.operators import fused_convolution
 from fxprune.passes import FoldBatchNorm, run_passes
-from fxprune.passes.fold_batch_norm import name_bias
+from fxprune.layer import name_bias
 from fxprune.printer import format_graph
 from tests.networks import (
     Function,

@@ -1,0 +1,137 @@
+"""What a layer makes of input channels that do not depend on the input."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import fx
+
+from fxprune.channels.facts import Facts, Kind
+from fxprune.channels.grid import IntArray
+from fxprune.channels.spatial import FloatArray, SpatialMap, Window, constant_map, convolve
+from fxprune.layer import Layer
+from fxprune.nodes import get_tensor
+
+
+def constant_rows(
+    gm: fx.GraphModule, layer: Layer, facts: Facts, inputs: IntArray, ids: IntArray, rows: IntArray
+) -> None:
+    """Write the values of rows that read no varying channel.
+
+    Args:
+        gm: Holds the weights.
+        layer: The layer.
+        facts: Receives kinds, values and maps.
+        inputs: Ids of the input channels, [I].
+        ids: Ids of the output channels, [O].
+        rows: The rows in question.
+    """
+    if rows.size == 0:
+        return
+    bias = row_bias(gm, layer)[rows]
+    known = ~facts.varies(inputs) & ~facts.is_zero(inputs)
+    if not bool(known.any()):
+        facts.set_constants(ids[rows], bias)
+        return
+    for group, members in split_groups(layer, rows):
+        own = group_columns(layer, group)
+        channels = own[known[own]]
+        plane = fold_channels(gm, layer, facts, inputs, rows[members], channels)
+        if plane is None:  # a transposed convolution of something not 0: it differs over space, nothing is claimed
+            reading = facts.reads[layer.node][np.ix_(rows[members], channels - own[0])].any(axis=1)
+            facts.set_constants(ids[rows[members][~reading]], bias[members][~reading])
+            continue
+        shape = (-1, *[1] * len(plane.classes))
+        table = plane.table + bias[members].reshape(shape)
+        for row, values in zip(rows[members].tolist(), table, strict=True):
+            facts.set_map(int(ids[row]), SpatialMap(plane.classes, values))
+
+
+def row_bias(gm: fx.GraphModule, layer: Layer) -> FloatArray:
+    """Return the bias in float64, zeros if there is none, [O]."""
+    if layer.bias is None:
+        return np.zeros(layer.out_channels)
+    return np.asarray(get_tensor(gm, layer.bias).detach().double().cpu().numpy())
+
+
+def split_groups(layer: Layer, rows: IntArray) -> list[tuple[int, IntArray]]:
+    """Return conv groups and the positions in `rows` that belong to each."""
+    owner = rows // (layer.out_channels // layer.groups)
+    return [(int(group), np.flatnonzero(owner == group)) for group in np.unique(owner)]
+
+
+def group_columns(layer: Layer, group: int) -> IntArray:
+    """Return the input channels of a conv group."""
+    width = group_width(layer)
+    return np.arange(group * width, (group + 1) * width, dtype=np.int64)
+
+
+def group_width(layer: Layer) -> int:
+    """Return the number of input channels of a conv group."""
+    shape = layer.weight_shape
+    return shape[0] // layer.groups if layer.kind == "conv_transpose" else shape[1]
+
+
+def cells_of(weight: torch.Tensor, layer: Layer, rows: IntArray, channels: IntArray) -> FloatArray:
+    """Return the weights of rows and input channels of one conv group, [rows, channels, *kernel], float64."""
+    row_index, channel_index = torch.from_numpy(rows), torch.from_numpy(channels)
+    if layer.kind == "conv_transpose":
+        local = row_index % (layer.out_channels // layer.groups)
+        cut = weight.detach().index_select(0, channel_index).index_select(1, local).transpose(0, 1)
+    else:
+        cut = weight.detach().index_select(0, row_index).index_select(1, channel_index % group_width(layer))
+    return np.asarray(cut.double().cpu().numpy())
+
+
+def fold_channels(
+    gm: fx.GraphModule, layer: Layer, facts: Facts, inputs: IntArray, rows: IntArray, channels: IntArray
+) -> SpatialMap | None:
+    """Return what known channels of one conv group add to rows.
+
+    Args:
+        gm: Holds the weights.
+        layer: The layer.
+        facts: The values.
+        inputs: Ids of all input channels, [I].
+        rows: Output channels of one conv group.
+        channels: Input channels of the same group; none of them varies.
+
+    Returns:
+        A map with table [rows, ...], without the bias; None for a transposed convolution of something that is not 0.
+    """
+    flat = tuple(np.zeros(size, dtype=np.int64) for size in spatial(layer, layer.node))
+    if channels.size == 0 or rows.size == 0:
+        return SpatialMap(flat, np.zeros((rows.size, *[1] * layer.dims)))
+    if layer.kind == "conv_transpose":
+        return None
+    weight = cells_of(get_tensor(gm, layer.weight), layer, rows, channels)
+    sizes = spatial(layer, layer.input)
+    if layer.kind == "linear":
+        return SpatialMap((), weight @ facts.value[inputs[channels]])
+    ids = inputs[channels]
+    if not bool((facts.kind[ids] == Kind.MAP).any()):
+        return _fold_constants(layer, weight, facts.value[ids], sizes)
+    return convolve(weight, [facts.map_of(identity, sizes) for identity in ids.tolist()], window_of(layer))
+
+
+def _fold_constants(layer: Layer, weight: FloatArray, values: FloatArray, sizes: tuple[int, ...]) -> SpatialMap:
+    """Fold plain constants: sum over the channels first, then walk over one plane of ones."""
+    summed = np.tensordot(weight, values, axes=([1], [0]))[:, None]
+    return convolve(summed, [constant_map(1.0, sizes)], window_of(layer))
+
+
+def spatial(layer: Layer, node: fx.Node) -> tuple[int, ...]:
+    """Return the spatial sizes of a layer's input or output; none for linear."""
+    shape = tuple(node.meta["val"].shape)
+    return shape[len(shape) - layer.dims :]
+
+
+def window_of(layer: Layer) -> Window:
+    """Return the geometry of a convolution."""
+    return Window(
+        kernel=layer.weight_shape[2:],
+        stride=layer.stride,
+        padding=tuple(low for low, _ in layer.padding),
+        dilation=layer.dilation,
+        output=spatial(layer, layer.node),
+    )

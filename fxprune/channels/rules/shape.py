@@ -1,0 +1,286 @@
+"""Operators that move elements: views, permutations, pieces, concatenations. One probe with numbered elements serves all."""
+
+from __future__ import annotations
+
+import operator
+from typing import cast
+
+import numpy as np
+import torch
+from torch import fx
+from torch.fx.node import Argument
+
+from fxprune.channels.adapt import select
+from fxprune.channels.facts import Cells, Facts, Kind
+from fxprune.channels.grid import (
+    IntArray,
+    Shape,
+    all_cells,
+    box_sizes,
+    cells_of_elements,
+    compress,
+    gather,
+    spread,
+)
+from fxprune.channels.rewriter import Rewriter
+from fxprune.channels.rules.base import Rule
+from fxprune.nodes import bind
+
+_aten = torch.ops.aten
+_SIZED = frozenset({_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default})
+
+
+def probe(node: fx.Node, elements: IntArray, args: tuple[Argument, ...]) -> list[IntArray]:
+    """Run an operator on numbered elements.
+
+    Args:
+        node: The node.
+        elements: Numbers, in the shape of the input.
+        args: The other arguments.
+
+    Returns:
+        The numbers in the shape of each result.
+    """
+    assert callable(node.target)
+    result = node.target(torch.from_numpy(np.ascontiguousarray(elements)), *args, **node.kwargs)
+    results = [result] if isinstance(result, torch.Tensor) else list(result)
+    return [np.asarray(item.numpy()) for item in results]
+
+
+def number(shape: Shape) -> IntArray:
+    """Return the elements of a tensor, numbered."""
+    return np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.int64).reshape(shape)
+
+
+def moved_ids(cells: Cells, elements: IntArray, facts: Facts) -> IntArray:
+    """Return the ids of a result whose elements have these numbers in the source."""
+    full = np.broadcast_to(cells.ids, cells.shape).reshape(-1)[elements]
+    return forget_maps(compress(full), facts)
+
+
+def forget_maps(ids: IntArray, facts: Facts) -> IntArray:
+    """Replace ids that differ over space by new ones of which nothing is known: their plane has moved."""
+    mapped = np.asarray(facts.kind[ids] == Kind.MAP)
+    if not bool(mapped.any()):
+        return ids
+    unique, inverse = np.unique(ids[mapped], return_inverse=True)
+    fresh = facts.new_ids(unique.shape)
+    facts.tie(fresh, unique)
+    ids = ids.copy()
+    ids[mapped] = fresh[inverse.reshape(-1)]
+    facts.moved.append((unique, fresh))
+    return ids
+
+
+class MoveRule(Rule):
+    """Every element of the input goes to one place of the result: view, permute, transpose, squeeze, clone, shuffle."""
+
+    def forward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
+        """Take the ids along."""
+        cells = facts.of(cast("fx.Node", node.args[0]))
+        (elements,) = probe(node, number(cells.shape), node.args[1:])
+        facts.cells[node] = Cells(tuple(elements.shape), moved_ids(cells, elements, facts))
+        facts.boxes.append(facts.of(node).ids)
+
+    def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
+        """The ids are the same; use of new ones goes back to the old."""
+        pass_moved(facts)
+
+    def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
+        """Rewrite literal sizes; check the result's order by a second probe."""
+        source = cast("fx.Node", node.args[0])
+        held = rewriter.held(source)
+        if held is None:
+            drop_or_fill(node, rewriter)
+            return
+        if rewriter.is_whole(source):
+            rewriter.copy_full(node)
+            return
+        cells, result = rewriter.facts.of(source), rewriter.facts.of(node)
+        before = spread(held, cells.shape, cells.grid)
+        (places,) = probe(node, number(cells.shape), node.args[1:])
+        back = np.empty(places.size, dtype=np.int64)
+        back[places.reshape(-1)] = np.arange(places.size)
+        args = _fit_sizes(node, back[before.reshape(-1)], result)
+        arrangement = None if args is None else _try(node, back[before], args, result)
+        if args is None or arrangement is None:
+            rewriter.copy_full(node)
+            return
+        rewriter.put(node, rewriter.emit(node.target, (rewriter.made_node(source), *args), node, node.kwargs), arrangement)
+
+
+def _fit_sizes(node: fx.Node, present: IntArray, result: Cells) -> tuple[Argument, ...] | None:
+    """Return the arguments after the first, with the sizes of the elements that are present; None if they fill no box."""
+    if node.target not in _SIZED:
+        return node.args[1:]
+    kept = np.zeros(int(np.prod(result.shape, dtype=np.int64)), dtype=bool)
+    kept[present] = True
+    owners = cells_of_elements(result.shape, result.grid)
+    on = np.zeros(result.ids.size, dtype=bool)
+    on[owners[kept]] = True
+    sizes = box_sizes(on.reshape(result.grid))
+    full = [sizes[axis] if result.grid[axis] > 1 else size for axis, size in enumerate(result.shape)]
+    return (full,) if int(np.prod(full)) == present.size else None
+
+
+def _try(node: fx.Node, elements: IntArray, args: tuple[Argument, ...], result: Cells) -> IntArray | None:
+    """Return the arrangement of the result for cut elements, or None if it has none."""
+    try:
+        (moved,) = probe(node, elements, args)
+    except RuntimeError:  # the literal sizes do not fit
+        return None
+    return gather(moved, result.shape, result.grid)
+
+
+def drop_or_fill(node: fx.Node, rewriter: Rewriter) -> None:
+    """Let go of a result of which nothing varies; build it from constants if something is still asked of it."""
+    if rewriter.kept_cells(node) is None:
+        rewriter.drop(node)
+    else:
+        rewriter.copy_full(node)
+
+
+def pass_moved(facts: Facts) -> None:
+    """Pass use from ids that replaced moved maps to the maps."""
+    for old, new in facts.moved:
+        facts.use(old, facts.used[new])
+
+
+class PieceRule(Rule):
+    """A part of one axis: slice, select, and the items of split, chunk, unbind."""
+
+    def forward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
+        """Take the ids of the part along."""
+        cells = facts.of(cast("fx.Node", node.args[0]))
+        pieces = probe(node, number(cells.shape), node.args[1:])
+        made = [Cells(tuple(piece.shape), moved_ids(cells, piece, facts)) for piece in pieces]
+        single = isinstance(node.meta["val"], torch.Tensor)
+        facts.cells[node] = made[0] if single else made
+
+    def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
+        """The ids are the same; use of new ones goes back to the old."""
+        pass_moved(facts)
+
+    def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
+        """Emit each piece as a part of what is left of the axis."""
+        source = cast("fx.Node", node.args[0])
+        if rewriter.is_whole(source):
+            rewriter.copy_full(node)
+            return
+        if isinstance(node.meta["val"], torch.Tensor):
+            cut_piece(node, node, 0, rewriter)
+            return
+        for user in node.users:
+            assert user.target is operator.getitem
+        rewriter.put_items(node, None, [None] * len(node.meta["val"]))
+
+
+class ItemRule(Rule):
+    """One item of an operator that returns several tensors."""
+
+    def forward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
+        """Take over the ids."""
+        source, index = cast("tuple[fx.Node, int]", node.args)
+        made = facts.cells[source]
+        facts.cells[node] = made if isinstance(made, Cells) else made[index]
+
+    def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
+        """The ids are the same: nothing to pass on."""
+
+    def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
+        """Take the item of the cut operator; an item of a split is cut by itself."""
+        source, index = cast("tuple[fx.Node, int]", node.args)
+        if rewriter.nodes[source] is None:
+            if is_split(source):
+                cut_piece(source, node, index, rewriter)
+            else:
+                rewriter.drop(node)
+            return
+        held = rewriter.made_items(source)[index]
+        assert held is not None
+        rewriter.put(node, rewriter.emit(operator.getitem, (rewriter.made_node(source), index), node), held)
+
+
+def is_split(node: fx.Node) -> bool:
+    """Return whether a node splits a tensor into pieces."""
+    return node.target in SPLITS
+
+
+SPLITS = frozenset(
+    {
+        _aten.split.Tensor,
+        _aten.split_with_sizes.default,
+        _aten.chunk.default,
+        _aten.unbind.int,
+        _aten.tensor_split.sections,
+        _aten.tensor_split.indices,
+    }
+)
+
+
+def cut_piece(piece: fx.Node, item: fx.Node, index: int, rewriter: Rewriter) -> None:
+    """Emit one piece of a tensor of which only some channels are left.
+
+    Args:
+        piece: The node that takes the piece, or splits.
+        item: The node whose result is the piece.
+        index: Which piece.
+        rewriter: The new graph.
+    """
+    source = cast("fx.Node", piece.args[0])
+    held = rewriter.held(source)
+    if held is None:
+        drop_or_fill_piece(piece, item, index, rewriter)
+        return
+    cells, result = rewriter.facts.of(source), rewriter.facts.of(item)
+    before = spread(held, cells.shape, cells.grid)
+    places = probe(piece, number(cells.shape), piece.args[1:])[index]
+    axis = _piece_axis(piece, cells.shape)
+    back = np.full(int(np.prod(cells.shape, dtype=np.int64)), -1, dtype=np.int64)
+    back[places.reshape(-1)] = np.arange(places.size)
+    inside = back[before] >= 0
+    line = inside.any(axis=tuple(other for other in range(inside.ndim) if other != axis))
+    positions = np.flatnonzero(line)
+    if positions.size == 0:
+        drop_or_fill_piece(piece, item, index, rewriter)
+        return
+    moved = back[before.take(positions, axis=axis)]
+    dropped = result_rank(item) < len(cells.shape)
+    moved = moved.squeeze(axis) if dropped and positions.size == 1 else moved
+    arrangement = None if bool((moved < 0).any()) else gather(moved, result.shape, result.grid)
+    if arrangement is None:
+        x = rewriter.fetch_full(source)
+        emit_whole_piece(piece, item, index, x, rewriter)
+        return
+    x = rewriter.made_node(source)
+    if dropped:
+        new = rewriter.emit(_aten.select.int, (x, axis, int(positions[0])), item)
+    else:
+        new = select(rewriter, item, x, axis, positions.astype(np.int64), line.size)
+    rewriter.put(item, new, arrangement)
+
+
+def result_rank(node: fx.Node) -> int:
+    """Return the rank of a node's tensor."""
+    return int(node.meta["val"].ndim)
+
+
+def emit_whole_piece(piece: fx.Node, item: fx.Node, index: int, x: fx.Node, rewriter: Rewriter) -> None:
+    """Emit one piece of a whole tensor."""
+    new = rewriter.emit(piece.target, (x, *piece.args[1:]), piece, piece.kwargs, named=piece is item)
+    if piece is not item:
+        new = rewriter.emit(operator.getitem, (new, index), item)
+    rewriter.put(item, new, all_cells(rewriter.facts.of(item).grid))
+
+
+def drop_or_fill_piece(piece: fx.Node, item: fx.Node, index: int, rewriter: Rewriter) -> None:
+    """Let go of a piece of which nothing varies; build it from constants if something is still asked of it."""
+    if rewriter.kept_cells(item) is None:
+        rewriter.drop(item)
+        return
+    emit_whole_piece(piece, item, index, rewriter.fetch_full(cast("fx.Node", piece.args[0])), rewriter)
+
+
+def _piece_axis(node: fx.Node, shape: Shape) -> int:
+    """Return the axis of which a node takes a part."""
+    return int(cast("int", bind(node).get("dim", 0))) % len(shape)

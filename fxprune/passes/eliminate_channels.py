@@ -1,0 +1,107 @@
+"""Take dead channels out of weights, activations and literal shapes; the output stays the same.
+
+Rewrite:
+    conv(relu(conv(x, w1, b1)), w2, b2), row o of w1 zero
+        ->
+    conv(relu(conv(x, w1 without row o, b1 without o)), w2 without column o, b2 + relu(b1[o]) * sum(w2[:, o]))
+    and the same through every operator that `fxprune.channels.rules` knows
+
+Needs:
+    weights with exact zeros where the mask is False. Channels that an unknown operator reads stay; so do those that
+    must stay beside others. Each of them is a Refusal with the reason.
+
+Source:
+    channels.md; the analysis is `fxprune.channels.analysis`, the decisions are `fxprune.channels.plan`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import fx
+
+from fxprune.channels.analysis import analyse
+from fxprune.channels.plan import ChannelPlan, make_plan
+from fxprune.channels.record import LayerCut
+from fxprune.channels.rewriter import Rewriter
+from fxprune.channels.rules import find_rule
+from fxprune.errors import PreconditionError
+from fxprune.layer import find_layer
+from fxprune.nodes import annotation_of
+from fxprune.passes.base import Pass, PassResult, Refusal
+
+
+@dataclass(frozen=True)
+class EliminateChannels(Pass):
+    """Eliminate channels that are constant or unused.
+
+    Attributes:
+        round_to: Layers keep a multiple of this many channels, as far as dead ones are left to fill up with.
+        adds: "compact": an operand of an addition holds its own channels and is scattered into the sum; "align": it
+            keeps the channels of the sum, as zero rows, which cost nothing in a sparse kernel.
+    """
+
+    round_to: int = 1
+    adds: str = "compact"
+    preserves_output: ClassVar[bool] = True
+
+    def requires(self, gm: fx.GraphModule) -> None:
+        """Options are in order and every layer is annotated, so that zeros are exact."""
+        if self.round_to < 1 or self.adds not in ("compact", "align"):
+            raise PreconditionError(f"{self!r}: round_to is at least 1, adds is 'compact' or 'align'.")
+        for node in gm.graph.nodes:
+            if find_layer(node) is not None and annotation_of(node) is None:
+                raise PreconditionError(f"Node '{node.name}' has no annotation; run annotate() on the graph first.")
+
+    def apply(self, gm: fx.GraphModule) -> PassResult:
+        """Analyse, decide, build the cut graph."""
+        facts = analyse(gm)
+        plan = make_plan(gm, facts, round_to=self.round_to, align=self.adds == "align")
+        rewriter = Rewriter(gm, facts, plan.keep)
+        with torch.no_grad():
+            for node in gm.graph.nodes:
+                rule = find_rule(node, facts)
+                if rule is not None:
+                    rule.rewrite(node, rewriter)
+        refusals = tuple(_find_refusals(gm, plan))
+        if not _is_smaller(rewriter.record, gm.graph, rewriter.graph):
+            return PassResult(False, refusals)
+        gm.graph = rewriter.graph
+        rewriter.store_constants()
+        gm.meta.setdefault("channel_cuts", []).append(tuple(rewriter.record))
+        return PassResult(True, refusals)
+
+    def ensures(self, gm: fx.GraphModule) -> None:
+        """Shapes and masks are checked by `verify`."""
+
+
+def _is_smaller(record: list[LayerCut], before: fx.Graph, after: fx.Graph) -> bool:
+    """Return whether a layer lost channels or an operator went."""
+    cut = any(len(layer.rows) < layer.out_channels or len(layer.channels) < layer.in_channels for layer in record)
+    return cut or _count_calls(after) < _count_calls(before)
+
+
+def _count_calls(graph: fx.Graph) -> int:
+    return sum(node.op == "call_function" for node in graph.nodes)
+
+
+def _find_refusals(gm: fx.GraphModule, plan: ChannelPlan) -> list[Refusal]:
+    """Return for every layer why dead channels of it stayed, one line a reason."""
+    facts, found = plan.facts, []
+    for node in gm.graph.nodes:
+        if node not in facts.reads:
+            continue
+        ids = facts.of(node).ids.reshape(-1)
+        dead = ids[plan.keep[ids] & ~(facts.used[ids] & facts.varies(ids))]
+        reasons: dict[str, int] = {}
+        for number in plan.sets[dead].tolist():
+            reason = plan.reasons.get(number, "a channel tied to it is needed")
+            reasons[reason] = reasons.get(reason, 0) + 1
+        found += [
+            Refusal(node.name, f"{count} of {np.size(ids)} channels are dead and stay: {reason}.")
+            for reason, count in reasons.items()
+        ]
+    return found
