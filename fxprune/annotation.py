@@ -118,17 +118,21 @@ class RowGroupPattern:
 class WeightAnnotation:
     """What is known of the weight of one node; lives in `node.meta["fxprune"]` and nowhere else.
 
-    Invariants (checked by `verify`): the mask is bool with the weight's shape; a pattern covers every True cell.
+    Invariants (checked by `verify`): the mask is bool with the weight's shape; a pattern covers every True cell; the
+    weight is zero where the mask is False, unless there are scores.
 
     Attributes:
         name: Name of the weight in the user's model, e.g. "layer1.0.conv1.weight".
         mask: True = kept; the weight's shape, on the CPU.
         pattern: Row groups of the 2-D view, once `group_rows` has run.
+        scores: What each cell is worth, the mask's shape, as long as refill or regroup has yet to change the mask; the
+            weight still has its pruned values, for some of them may come back. None: the mask is final.
     """
 
     name: str
     mask: torch.Tensor
     pattern: RowGroupPattern | None = None
+    scores: torch.Tensor | None = None
 
     @cached_property
     def nnz(self) -> int:

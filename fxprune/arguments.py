@@ -10,6 +10,9 @@ import torch
 
 from fxprune.errors import UnsupportedError
 
+STRUCTURES = ("exact", "refill", "refill+", "regroup")
+"""What `structure` may be: the mask as it is; whole rows; a fifth of the other rows in addition; row groups."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -30,8 +33,8 @@ def check_arguments(structure: str, dtype: torch.dtype | None, tune: str | float
     Raises:
         UnsupportedError: Names the argument, the value and what is supported.
     """
-    if structure != "exact":
-        raise UnsupportedError(f"structure={structure!r} is not supported by this version; it knows 'exact'.")
+    if structure not in STRUCTURES:
+        raise UnsupportedError(f"structure={structure!r} is not known; pass one of {', '.join(map(repr, STRUCTURES))}.")
     if dtype not in (None, torch.float32):
         raise UnsupportedError(f"dtype={dtype} is not supported by this version; it computes in torch.float32.")
     if tune not in (None, "off"):

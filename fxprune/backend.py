@@ -51,6 +51,7 @@ def build(
     inputs: Sequence[object],
     records: Sequence[PassRecord],
     kept_weight: Mapping[str, float],
+    function_change: str,
     target: CpuTarget,
     *,
     measure: bool,
@@ -63,6 +64,7 @@ def build(
         inputs: Flat example inputs.
         records: What the passes did.
         kept_weight: Share of |w| that the mask keeps, by parameter name.
+        function_change: Whether the result equals the masked model, for the report.
         target: The CPU.
         measure: Choose by timing on this machine.
         start: `time.perf_counter` when the compilation began.
@@ -80,7 +82,7 @@ def build(
         layers=tuple(_report_layers(gm, cases, choices, obstacles, kept_weight, program)),
         passes=tuple(asdict(record) for record in records),
         refusals=tuple((refusal.node, refusal.reason) for record in records for refusal in record.refusals),
-        function_change="exact: the result equals the masked model",
+        function_change=function_change,
         whole_model=verdict,
         overhead=profile(program, inputs) if measure and program.kernels else None,
         compile_seconds=time.perf_counter() - start,

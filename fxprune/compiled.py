@@ -43,6 +43,11 @@ class Specialisation:
     report: CompileReport
 
 
+_NOT_YET = (
+    "Nothing was compiled yet: without example_inputs a model is compiled at its first call. "
+    "Call it once, or pass example_inputs to compile."
+)
+
 Compile = Callable[[tuple[object, ...], Mapping[str, object]], Specialisation]
 """Compiles the model for the shapes of (args, kwargs)."""
 
@@ -54,17 +59,17 @@ class CompiledModule(nn.Module):
     take turns.
     """
 
-    def __init__(self, compile_for: Compile, masks: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, compile_for: Compile, masks: Mapping[str, torch.Tensor] | None) -> None:
         """Make an empty result; `specialise` fills it.
 
         Args:
             compile_for: Compiles the model for given inputs.
-            masks: Final masks by parameter name.
+            masks: Final masks by parameter name; None if compiling changes them and calls `set_masks`.
         """
         super().__init__()
         self.training = False
         self._compile_for = compile_for
-        self._masks = dict(masks)
+        self._masks = None if masks is None else dict(masks)
         self._known: dict[_Key, Specialisation] = {}
         self._latest: Specialisation | None = None
         self._compiling = threading.Lock()
@@ -152,15 +157,26 @@ class CompiledModule(nn.Module):
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """The final masks: bool, True = kept, by parameter name."""
+        """The final masks: bool, True = kept, by parameter name.
+
+        Raises:
+            FxpruneError: Compiling changes the masks, and nothing was compiled yet.
+        """
+        if self._masks is None:
+            raise FxpruneError(_NOT_YET)
         return dict(self._masks)
+
+    def set_masks(self, masks: Mapping[str, torch.Tensor]) -> None:
+        """Set the final masks, once compiling has changed them.
+
+        Args:
+            masks: Bool masks by parameter name.
+        """
+        self._masks = dict(masks)
 
     def _last(self) -> Specialisation:
         if self._latest is None:
-            raise FxpruneError(
-                "Nothing was compiled yet: without example_inputs a model is compiled at its first call. "
-                "Call it once, or pass example_inputs to compile."
-            )
+            raise FxpruneError(_NOT_YET)
         return self._latest
 
 

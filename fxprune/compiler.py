@@ -16,6 +16,9 @@ from fxprune.debug import configure_logging
 from fxprune.graph import annotate, capture, check_ready
 from fxprune.masks import kept_weight_shares, resolve_masks
 from fxprune.passes import default_pipeline, run_passes
+from fxprune.passes.final_masks import FinalMasks
+from fxprune.transform.change import describe_structure
+from fxprune.transform.layers import find_scores
 
 
 def compile(  # noqa: A001  # the public name; torch.compile has it too
@@ -38,7 +41,8 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
             None: the masks of `torch.nn.utils.prune` on the model; elsewhere a zero weight is a pruned weight.
         target: "cpu", or a TVM target of kind llvm as a dict or JSON text.
         example_inputs: A tensor or a tuple of the model's positional inputs. None: compiled at the first call.
-        structure: "exact": the result equals the masked model.
+        structure: "exact": the result equals the masked model. "refill", "refill+", "regroup": the masks become whole
+            rows or row groups first, which changes what the model computes; `.masks` are the masks to retrain with.
         dtype: torch.float32 or None.
         tune: None or "off".
         database: None.
@@ -62,20 +66,25 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
     cpu = backend.prepare_target(target, chosen.threads)
     kept = resolve_masks(model, masks)
     check_ready(model)
-    shares = kept_weight_shares(model, kept)
+    pipeline = default_pipeline(cpu.efficiency, structure)
+    scores = None if structure == "exact" else find_scores(model, kept)
 
     def compile_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
         start = time.perf_counter()
         captured = capture(model, args, kwargs)
-        annotate(captured.graph_module, kept)
-        records = run_passes(captured.graph_module, default_pipeline(cpu.efficiency))
+        annotate(captured.graph_module, kept, scores)
+        final = FinalMasks(kept)
+        records = run_passes(captured.graph_module, pipeline, (final,))
         flat = tree_leaves((args, dict(kwargs)))
-        built = backend.build(captured, flat, records, shares, cpu, measure=chosen.measure, start=start)
+        change = describe_structure(structure, model, kept, final.masks)
+        shares = kept_weight_shares(model, final.masks)
+        built = backend.build(captured, flat, records, shares, change, cpu, measure=chosen.measure, start=start)
+        compiled.set_masks(final.masks)
         del captured
         backend.release_unused()
         return built
 
-    compiled = CompiledModule(compile_for, kept)
+    compiled = CompiledModule(compile_for, kept if structure == "exact" else None)
     if inputs is not None:
         compiled.specialise(inputs, {})
     return compiled

@@ -165,9 +165,11 @@ def check_mask(_: fx.GraphModule, node: fx.Node) -> str | None:
 
 
 def check_zeros(gm: fx.GraphModule, node: fx.Node) -> str | None:
-    """The weight is exactly zero where its mask is False."""
+    """The weight is exactly zero where its mask is False, once the mask is final."""
     annotation, layer = annotation_of(node), find_layer(node)
     if annotation is None or layer is None or annotation.nnz == annotation.mask.numel():
+        return None
+    if annotation.scores is not None:
         return None
     weight = find_tensor(gm, str(layer.weight.target))
     if weight is None or weight.is_meta:

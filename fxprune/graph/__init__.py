@@ -1,6 +1,6 @@
 """The graph: capture a model, annotate it with masks, keep it tidy; in the order in which `compile` uses them."""
 
-from fxprune.graph.annotate import annotate
+from fxprune.graph.annotate import annotate, read_masks
 from fxprune.graph.capture import Captured, capture
 from fxprune.graph.door import check_ready
 from fxprune.graph.shapes import propagate_shapes, tidy
@@ -15,6 +15,7 @@ __all__ = [
     "copy_meta",
     "get_tensor",
     "propagate_shapes",
+    "read_masks",
     "set_tensor",
     "tidy",
 ]

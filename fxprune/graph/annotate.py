@@ -14,12 +14,14 @@ from fxprune.annotation import META_KEY, WeightAnnotation
 from fxprune.errors import MaskError
 from fxprune.graph.program import NAMES_KEY, ModelNames
 from fxprune.layer import find_layer
-from fxprune.nodes import get_tensor, store_tensor
+from fxprune.nodes import annotation_of, get_tensor, store_tensor
 
 logger = logging.getLogger(__name__)
 
 
-def annotate(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> None:
+def annotate(
+    gm: fx.GraphModule, masks: Mapping[str, torch.Tensor], scores: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Annotate every convolution and linear node, and multiply the masks into the weights.
 
     The weight becomes a new tensor with exact zeros where the mask is False, whatever stood there, NaN included; the
@@ -28,15 +30,18 @@ def annotate(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> None:
     Args:
         gm: A captured graph; changed in place.
         masks: Bool masks by parameter name, True = kept, each of its weight's shape.
+        scores: For refill and regroup: what each cell of a masked weight is worth, by the name of its mask. Weights
+            with scores keep their pruned values until the mask is final; only NaN and infinity among them become zero.
 
     Raises:
         MaskError: A mask belongs to no weight of the graph, differs from the mask of a tied weight, or keeps a weight
             that is not finite.
     """
     resolved = _resolve_names(gm, masks)
+    pending = _name_scores(gm, scores or {}, resolved)
     constants = {str(node.target): node for node in gm.graph.nodes if node.op == "get_attr"}
     for name, mask in resolved.items():
-        _apply_mask(gm, constants[name], mask)
+        _apply_mask(gm, constants[name], mask, keep_pruned=name in pending)
     full: dict[str, torch.Tensor] = {}
     for node in gm.graph.nodes:
         layer = find_layer(node)
@@ -46,7 +51,29 @@ def annotate(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> None:
         if name not in resolved and name not in full:
             _check_finite(get_tensor(gm, layer.weight), name)
             full[name] = torch.ones(layer.weight_shape, dtype=torch.bool)
-        node.meta[META_KEY] = WeightAnnotation(name, resolved[name] if name in resolved else full[name])
+        mask = resolved[name] if name in resolved else full[name]
+        node.meta[META_KEY] = WeightAnnotation(name, mask, scores=pending.get(name))
+
+
+def read_masks(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the masks as the graph has them now, by the names under which they were given.
+
+    Args:
+        gm: An annotated graph whose weights have the shapes of the user's model.
+        masks: The masks given to `annotate`; those of weights that the graph does not use are returned as they are.
+    """
+    names = cast("ModelNames", gm.meta[NAMES_KEY])
+    found = {note.name: note.mask for note in map(annotation_of, gm.graph.nodes) if note is not None}
+    return {name: found.get(names.aliases[name], mask) for name, mask in masks.items()}
+
+
+def _name_scores(
+    gm: fx.GraphModule, scores: Mapping[str, torch.Tensor], resolved: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the scores by the names that the graph uses, those of masked weights only."""
+    names = cast("ModelNames", gm.meta[NAMES_KEY])
+    renamed = {names.aliases.get(name, name): tensor for name, tensor in scores.items()}
+    return {name: tensor for name, tensor in renamed.items() if name in resolved}
 
 
 def _resolve_names(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -82,8 +109,8 @@ def _suggest(name: str, used: set[str]) -> str:
     return f" Nearest name: '{near[0]}'." if near else " Use a name of model.named_parameters()."
 
 
-def _apply_mask(gm: fx.GraphModule, node: fx.Node, mask: torch.Tensor) -> None:
-    """Replace the constant by itself with exact zeros where the mask is False."""
+def _apply_mask(gm: fx.GraphModule, node: fx.Node, mask: torch.Tensor, *, keep_pruned: bool) -> None:
+    """Replace the constant by itself with exact zeros where the mask is False, or only where it is not finite there."""
     name = str(node.target)
     weight = get_tensor(gm, node)
     if mask.dtype != torch.bool or mask.shape != weight.shape:
@@ -91,7 +118,10 @@ def _apply_mask(gm: fx.GraphModule, node: fx.Node, mask: torch.Tensor) -> None:
             f"Mask '{name}' is {mask.dtype} {list(mask.shape)}; it needs to be bool with the weight's shape "
             f"{list(weight.shape)}."
         )
-    masked = torch.where(mask.to(weight.device), weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+    kept = mask.to(weight.device)
+    if keep_pruned:
+        kept = kept | weight.isfinite()
+    masked = torch.where(kept, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
     _check_finite(masked, name)
     store_tensor(gm, name, masked)
 

@@ -7,6 +7,10 @@ from fxprune.passes.eliminate_channels import EliminateChannels
 from fxprune.passes.fold_batch_norm import FoldBatchNorm
 from fxprune.passes.fuse_epilogue import FuseEpilogue
 from fxprune.passes.group_rows import GroupRows
+from fxprune.passes.refill import Refill
+from fxprune.passes.regroup import Regroup
+from fxprune.structure.refill import RefillRule
+from fxprune.structure.regroup import VectorRule
 
 __all__ = [
     "EliminateChannels",
@@ -16,19 +20,32 @@ __all__ = [
     "Pass",
     "PassRecord",
     "PassResult",
+    "Refill",
     "Refusal",
+    "Regroup",
     "default_pipeline",
     "run_passes",
 ]
 
 
-def default_pipeline(efficiency: tuple[tuple[int, float], ...]) -> tuple[Pass, ...]:
-    """Return the passes of `structure="exact"`.
+REFILL_PLUS_RATE = 0.2
+"""Share of the remaining rows that refill+ keeps in addition: takes 32.84 % to 46.41 %, as in the paper's table A2."""
+
+
+def default_pipeline(efficiency: tuple[tuple[int, float], ...], structure: str = "exact") -> tuple[Pass, ...]:
+    """Return the passes.
 
     Args:
         efficiency: Pairs (group height in rows, rate of the target's kernel as a share of the dense rate).
+        structure: A key of `fxprune.arguments.STRUCTURES`.
 
     Returns:
         The passes in order.
     """
-    return (FoldBatchNorm(), GroupRows(efficiency=efficiency), FuseEpilogue())
+    changing: dict[str, tuple[Pass, ...]] = {
+        "exact": (),
+        "refill": (Refill(),),
+        "refill+": (Refill(RefillRule(rate=REFILL_PLUS_RATE)),),
+        "regroup": (Regroup(VectorRule(efficiency=efficiency)),),
+    }
+    return (FoldBatchNorm(), *changing[structure], GroupRows(efficiency=efficiency), FuseEpilogue())

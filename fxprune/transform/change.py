@@ -6,7 +6,10 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from fxprune.masks.names import find_weights
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +136,30 @@ def describe_change(changes: Iterable[MaskChange]) -> str:
         f"kept {kept:.1f} % of the masks' |w|, dropped {100 - kept:.1f} %, revived {revived} weights, "
         f"density {before:.3f} -> {after:.3f}"
     )
+
+
+def describe_structure(
+    structure: str,
+    model: nn.Module | ExportedProgram | fx.GraphModule,
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+) -> str:
+    """Return the first line of the report: whether the function changed, and by how much.
+
+    Args:
+        structure: The argument of `compile`.
+        model: The user's model.
+        before: The masks that were given.
+        after: The masks that were compiled.
+    """
+    if structure == "exact":
+        return "exact: the result equals the masked model"
+    weights = find_weights(model).tensors
+    changes = [
+        measure_change(name, weights[name], mask, after[name], heights={}, reason=None, refused=False)
+        for name, mask in before.items()
+    ]
+    return f"{structure}: the function changed: {describe_change(changes)}; retrain with compiled.masks"
 
 
 def log_change(what: str, masks: ChangedMasks) -> None:

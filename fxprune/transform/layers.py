@@ -148,6 +148,17 @@ def _check_names(scores: Mapping[str, Tensor] | None, masks: Mapping[str, Tensor
         )
 
 
+def find_scores(model: Model, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what each cell of a masked weight is worth: the weight itself, whose absolute values count.
+
+    Args:
+        model: The user's model.
+        masks: Its checked masks.
+    """
+    weights = find_weights(model).tensors
+    return {name: weights[name].detach() for name in masks}
+
+
 def find_geometries(model: Model) -> dict[str, Geometry]:
     """Return conv groups and orientation of every convolution weight that is recognised, by its name."""
     found: dict[str, Geometry] = {}
