@@ -53,6 +53,7 @@ class Emitter:
 
     def put(self, old: fx.Node, new: fx.Node, cells: IntArray) -> None:
         """Say which node holds a tensor now, and in which arrangement."""
+        assert self.suffices(old, cells), f"{old}: the cut lost channels that are needed"
         self.nodes[old], self.cells[old] = new, cells
 
     def put_items(self, old: fx.Node, new: fx.Node | None, items: list[IntArray | None]) -> None:
@@ -61,7 +62,15 @@ class Emitter:
 
     def drop(self, old: fx.Node) -> None:
         """Say that nothing of a tensor is left."""
+        assert self.suffices(old, np.empty(0, dtype=np.int64)), f"{old}: the cut lost channels that are needed"
         self.nodes[old] = None
+
+    def suffices(self, old: fx.Node, cells: IntArray) -> bool:
+        """Return whether an arrangement of a tensor holds all channels that vary and are used."""
+        ids = self.facts.of(old).ids.reshape(-1)
+        needed = self.facts.varies(ids) & self.facts.used[ids]
+        needed[cells.reshape(-1)] = False
+        return not bool(needed.any())
 
     def made_node(self, old: fx.Node) -> fx.Node:
         """Return the node that stands for an old one."""

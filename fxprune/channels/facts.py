@@ -113,15 +113,14 @@ class Facts:
         self.kind[ids[finite]] = Kind.CONST
         self.value[ids[finite]] = values[finite]
 
-    def set_map(self, identity: int, plane: SpatialMap) -> None:
-        """Say that an id has this map; a flat map is a constant."""
-        if not bool(np.isfinite(plane.table).all()):
-            return
-        if plane.is_flat():
-            self.set_constants(np.array([identity]), plane.table.reshape(-1)[:1])
-            return
-        self.kind[identity] = Kind.MAP
-        self.maps[identity] = plane
+    def set_maps(self, ids: IntArray, planes: SpatialMap) -> None:
+        """Say that ids [n] have these maps, with table [n, ...]; a flat map is a constant, others must be finite."""
+        table = planes.table.reshape(ids.size, -1)
+        flat = (table == table[:, :1]).all(axis=1)
+        self.set_constants(ids[flat], table[flat, 0])
+        for index in np.flatnonzero(~flat & np.isfinite(table).all(axis=1)).tolist():
+            self.kind[ids[index]] = Kind.MAP
+            self.maps[int(ids[index])] = SpatialMap(planes.classes, planes.table[index])
 
     def map_of(self, identity: int, sizes: Sequence[int]) -> SpatialMap:
         """Return the map of an id that does not vary, over a plane of these sizes."""

@@ -33,6 +33,14 @@ def constant_rows(
     if not bool(known.any()):
         facts.set_constants(ids[rows], bias)
         return
+    if is_depthwise(layer) and layer.kind == "conv":
+        plain = facts.kind[inputs[rows // multiplier(layer)]] == Kind.CONST
+        chosen = rows[plain]
+        weight = cells_of(get_tensor(gm, layer.weight), layer, chosen, np.zeros(1, dtype=np.int64))
+        values = facts.value[inputs[chosen // multiplier(layer)]].reshape(-1, *[1] * (weight.ndim - 1))
+        plane = convolve(weight * values, [constant_map(1.0, spatial(layer, layer.input))], window_of(layer))
+        facts.set_maps(ids[chosen], add_bias(plane, bias[plain]))
+        rows, bias = rows[~plain], bias[~plain]
     for group, members in split_groups(layer, rows):
         own = group_columns(layer, group)
         channels = own[known[own]]
@@ -41,10 +49,22 @@ def constant_rows(
             reading = facts.reads[layer.node][np.ix_(rows[members], channels - own[0])].any(axis=1)
             facts.set_constants(ids[rows[members][~reading]], bias[members][~reading])
             continue
-        shape = (-1, *[1] * len(plane.classes))
-        table = plane.table + bias[members].reshape(shape)
-        for row, values in zip(rows[members].tolist(), table, strict=True):
-            facts.set_map(int(ids[row]), SpatialMap(plane.classes, values))
+        facts.set_maps(ids[rows[members]], add_bias(plane, bias[members]))
+
+
+def add_bias(planes: SpatialMap, bias: FloatArray) -> SpatialMap:
+    """Add one number to each map."""
+    return SpatialMap(planes.classes, planes.table + bias.reshape(-1, *[1] * len(planes.classes)))
+
+
+def is_depthwise(layer: Layer) -> bool:
+    """Return whether every conv group has one input channel and there are several groups."""
+    return layer.groups > 1 and group_width(layer) == 1
+
+
+def multiplier(layer: Layer) -> int:
+    """Return the number of output channels of a conv group."""
+    return layer.out_channels // layer.groups
 
 
 def row_bias(gm: fx.GraphModule, layer: Layer) -> FloatArray:

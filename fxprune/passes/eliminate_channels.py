@@ -29,6 +29,7 @@ from fxprune.channels.record import LayerCut
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules import find_rule
 from fxprune.errors import PreconditionError
+from fxprune.graph import tidy
 from fxprune.layer import find_layer
 from fxprune.nodes import annotation_of
 from fxprune.passes.base import Pass, PassResult, Refusal
@@ -57,7 +58,16 @@ class EliminateChannels(Pass):
                 raise PreconditionError(f"Node '{node.name}' has no annotation; run annotate() on the graph first.")
 
     def apply(self, gm: fx.GraphModule) -> PassResult:
-        """Analyse, decide, build the cut graph."""
+        """Analyse, decide, build the cut graph; again on the cut graph until nothing more goes."""
+        modified, refusals = self._eliminate(gm)
+        again = modified
+        while again:
+            tidy(gm)
+            again, refusals = self._eliminate(gm)
+        return PassResult(modified, refusals)
+
+    def _eliminate(self, gm: fx.GraphModule) -> tuple[bool, tuple[Refusal, ...]]:
+        """Do one round; return whether the graph changed, and what stayed."""
         facts = analyse(gm)
         plan = make_plan(gm, facts, round_to=self.round_to, align=self.adds == "align")
         rewriter = Rewriter(gm, facts, plan.keep)
@@ -68,11 +78,11 @@ class EliminateChannels(Pass):
                     rule.rewrite(node, rewriter)
         refusals = tuple(_find_refusals(gm, plan))
         if not _is_smaller(rewriter.record, gm.graph, rewriter.graph):
-            return PassResult(False, refusals)
+            return False, refusals
         gm.graph = rewriter.graph
         rewriter.store_constants()
         gm.meta.setdefault("channel_cuts", []).append(tuple(rewriter.record))
-        return PassResult(True, refusals)
+        return True, refusals
 
     def ensures(self, gm: fx.GraphModule) -> None:
         """Shapes and masks are checked by `verify`."""

@@ -101,8 +101,7 @@ def _find_heads(node: fx.Node, facts: Facts) -> _Heads | None:
     on_rows = any(grid[-2] > 1 for grid in grids)
     if bool(arguments.get("enable_gqa")) or not plain_mask or on_rows or grids[0] != grids[1]:
         return None
-    front = grids[2][:-1]
-    if any(size not in (1, extent) for size, extent in zip(grids[0][:-1], front, strict=True)):
+    if grids[0][:-1] != grids[2][:-1]:
         return None
     return _Heads(query, key, value, mask is not None, grids[2])
 

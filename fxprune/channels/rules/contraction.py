@@ -154,11 +154,13 @@ def find_pair(node: fx.Node, facts: Facts) -> Pair | None:
     grid = tuple(max(sizes) for sizes in zip(left.shape, right.shape, strict=True))
     fits = all(size in (1, extent) for ids in (left, right) for size, extent in zip(ids.shape, grid, strict=True))
     pair = Pair((first, second), letters, left, right, grid)
-    if not fits or any(left.shape[axis] != right.shape[axis] for axis in pair.summed_axes):
+    if not fits:
+        return None
+    shared = [axis for axis, letter in enumerate(letters.joint) if letter in letters.left and letter in letters.right]
+    if any(left.shape[axis] != right.shape[axis] for axis in shared):
         return None
     summed = [axis for axis in pair.summed_axes if grid[axis] > 1]
-    alike = left.shape == right.shape if summed else True
-    return pair if alike else None
+    return pair if left.shape == right.shape or not summed else None
 
 
 def _operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:

@@ -11,10 +11,10 @@ from torch import fx
 from fxprune.channels.facts import Cells, Facts, Kind
 from fxprune.channels.grid import IntArray, project
 from fxprune.channels.rewriter import Rewriter
-from fxprune.channels.rules.base import Rule, constant_of, is_constant
+from fxprune.channels.rules.base import Rule, constant_of, is_constant, opaque_cells, pin_inputs
 from fxprune.channels.rules.operands import Operand
 from fxprune.channels.rules.pointwise_cut import cut_constant
-from fxprune.channels.rules.shape import forget_maps, pass_moved
+from fxprune.channels.rules.shape import drop_or_fill, forget_maps, pass_moved
 from fxprune.channels.rules.values import constant_on_grid
 from fxprune.nodes import bind, get_tensor
 
@@ -34,28 +34,31 @@ class CatRule(Rule):
             facts.cells[node] = Cells(shape, ids if axis == 1 else forget_maps(ids, facts))
             return
         active = [facts.of(source) for source in sources if not is_constant(source)]
-        grid = tuple(np.broadcast_shapes(*(cells.grid for cells in active)))
+        if not _alike(active, axis):
+            facts.cells[node] = opaque_cells(node.meta["val"], facts)
+            return
+        grid = active[0].grid
         ids = facts.new_ids(grid)
         facts.cells[node] = Cells(shape, ids)
         known, values = _common_value(gm, sources, facts, grid)
         facts.set_constants(ids[known], values[known])
         for cells in active:
-            if cells.grid == grid:
-                facts.tie(ids, cells.ids)
+            facts.tie(ids, cells.ids)
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
         """Joined ids are the same; tied ids are used where the result is."""
         if _joins_channels(node, facts):
             pass_moved(facts)
             return
+        sources, axis = _arguments(node)
+        active = [facts.of(source) for source in sources if not is_constant(source)]
+        if not _alike(active, axis):
+            pin_inputs(node, facts)
+            return
         ids = facts.of(node).ids
         needed = facts.used[ids] & facts.varies(ids)
-        for source in _arguments(node)[0]:
-            if is_constant(source):
-                continue
-            own = facts.of(source).ids
-            axes = tuple(axis for axis, size in enumerate(own.shape) if size < ids.shape[axis])
-            facts.use(own, np.asarray(needed.any(axis=axes, keepdims=True)))
+        for cells in active:
+            facts.use(cells.ids, needed)
 
     def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
         """Leave out operands of which nothing is left."""
@@ -79,6 +82,11 @@ def _arguments(node: fx.Node) -> tuple[list[fx.Node], int]:
 def _joins_channels(node: fx.Node, facts: Facts) -> bool:
     sources, axis = _arguments(node)
     return any(not is_constant(source) and axis in facts.of(source).axes for source in sources)
+
+
+def _alike(operands: Sequence[Cells], axis: int) -> bool:
+    """Return whether all operands have ids on the same axes, not on the one along which they are joined."""
+    return len({cells.grid for cells in operands}) == 1 and axis not in operands[0].axes
 
 
 def _spread_ids(gm: fx.GraphModule, source: fx.Node, axis: int, facts: Facts) -> IntArray:
@@ -129,10 +137,13 @@ def _rewrite_joined(node: fx.Node, rewriter: Rewriter) -> None:
             lines.append(found[1] + offset)
         offset += size
     if not parts:
-        rewriter.drop(node)
+        drop_or_fill(node, rewriter)
         return
     rank = int(node.meta["val"].ndim)
     cells = np.concatenate(lines).reshape([-1 if other == axis else 1 for other in range(rank)])
+    if not rewriter.suffices(node, cells):
+        rewriter.copy_full(node)
+        return
     if len(parts) == 1:
         rewriter.put(node, parts[0], cells)
         return
@@ -203,16 +214,13 @@ class ExpandRule(Rule):
         source = cast("fx.Node", node.args[0])
         held = rewriter.held(source)
         if held is None:
-            if rewriter.kept_cells(node) is None:
-                rewriter.drop(node)
-            else:
-                rewriter.copy_full(node)
-            return
-        if rewriter.is_whole(source):
-            rewriter.copy_full(node)
+            drop_or_fill(node, rewriter)
             return
         cells = rewriter.facts.of(node)
         arrangement = held.reshape((1,) * (len(cells.shape) - held.ndim) + held.shape)
+        if rewriter.is_whole(source) or not rewriter.suffices(node, arrangement):
+            rewriter.copy_full(node)
+            return
         sizes = [
             arrangement.shape[axis] if cells.grid[axis] > 1 else size for axis, size in enumerate(cells.shape)
         ]

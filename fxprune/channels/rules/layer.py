@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import fx
 
-from fxprune.channels.facts import Cells, Facts, Kind
-from fxprune.channels.fold import constant_rows
+from fxprune.channels.facts import Cells, Facts
+from fxprune.channels.fold import constant_rows, is_depthwise
 from fxprune.channels.grid import BoolArray, IntArray
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule, opaque_cells, pin_inputs
@@ -90,11 +89,6 @@ def input_ids(layer: Layer, source: Cells) -> IntArray:
     """Return the id of every input channel, [I]."""
     count = layer.input.meta["val"].shape[channel_axis(layer)]
     return np.broadcast_to(source.ids.reshape(-1), (count,))
-
-
-def is_depthwise(layer: Layer) -> bool:
-    """Return whether every conv group has one input channel and there are several groups."""
-    return layer.groups > 1 and layer.input.meta["val"].shape[channel_axis(layer)] == layer.groups
 
 
 def find_reads(gm: fx.GraphModule, layer: Layer) -> BoolArray:

@@ -11,7 +11,15 @@ from torch.fx.node import Argument
 
 from fxprune.annotation import META_KEY, WeightAnnotation
 from fxprune.channels.facts import Kind
-from fxprune.channels.fold import cells_of, fold_channels, group_columns, row_bias, split_groups
+from fxprune.channels.fold import (
+    cells_of,
+    fold_channels,
+    group_columns,
+    is_depthwise,
+    row_bias,
+    spatial,
+    split_groups,
+)
 from fxprune.channels.grid import IntArray
 from fxprune.channels.record import LayerCut
 from fxprune.channels.rewriter import Rewriter
@@ -32,6 +40,7 @@ class _GroupCut:
         carrier: The channel that stands for others with its constant, or None.
         carrier_weight: Its new weights, [rows, *kernel], float64.
         extra: What the lost channels add to the rows.
+        groups: How many conv groups it is: several for a depthwise convolution that loses no channel it needs.
     """
 
     rows: IntArray
@@ -39,6 +48,7 @@ class _GroupCut:
     carrier: int | None
     carrier_weight: FloatArray | None
     extra: SpatialMap
+    groups: int = 1
 
 
 def rewrite_layer(layer: Layer, rewriter: Rewriter) -> None:
@@ -59,12 +69,10 @@ def rewrite_layer(layer: Layer, rewriter: Rewriter) -> None:
     rows = kept.reshape(-1)
     axis = _axis(layer)
     wanted = _choose_input(layer, rewriter, rows)
-    cuts = [_cut_group(layer, rewriter, group, rows[members], wanted) for group, members in split_groups(layer, rows)]
+    cuts = _cut_groups(layer, rewriter, rows, wanted)
     if any(cut is None for cut in cuts):  # a transposed convolution without a carrier: take its constants in as data
         wanted = np.concatenate([group_columns(layer, group) for group, _ in split_groups(layer, rows)])
-        cuts = [
-            _cut_group(layer, rewriter, group, rows[members], wanted) for group, members in split_groups(layer, rows)
-        ]
+        cuts = _cut_groups(layer, rewriter, rows, wanted)
     whole = [cut for cut in cuts if cut is not None]
     source = rewriter.facts.of(layer.input)
     shape = [1] * len(source.shape)
@@ -109,6 +117,16 @@ def _choose_input(layer: Layer, rewriter: Rewriter, rows: IntArray) -> IntArray:
     return np.concatenate(members) if len(counts) == 1 and 0 not in counts else own
 
 
+def _cut_groups(layer: Layer, rewriter: Rewriter, rows: IntArray, wanted: IntArray) -> list[_GroupCut | None]:
+    """Cut every conv group; the groups of a depthwise convolution together."""
+    groups = split_groups(layer, rows)
+    if is_depthwise(layer) and layer.kind == "conv":
+        flat = tuple(np.zeros(size, dtype=np.int64) for size in spatial(layer, layer.node))
+        nothing = SpatialMap(flat, np.zeros((rows.size, *[1] * layer.dims)))
+        return [_GroupCut(rows, wanted, None, None, nothing, groups=len(groups))]
+    return [_cut_group(layer, rewriter, group, rows[members], wanted) for group, members in groups]
+
+
 def _cut_group(
     layer: Layer, rewriter: Rewriter, group: int, rows: IntArray, wanted: IntArray
 ) -> _GroupCut | None:
@@ -149,7 +167,9 @@ def _axis(layer: Layer) -> int:
 
 def _emit_layer(layer: Layer, rewriter: Rewriter, x: fx.Node, cuts: list[_GroupCut]) -> fx.Node:
     rows = np.concatenate([cut.rows for cut in cuts])
-    extra = stack_maps([SpatialMap(cut.extra.classes, row) for cut in cuts for row in cut.extra.table])
+    extra = cuts[0].extra
+    if len(cuts) > 1:
+        extra = stack_maps([SpatialMap(cut.extra.classes, row) for cut in cuts for row in cut.extra.table])
     flat = extra.is_flat()
     fold = extra.table.reshape(rows.size, -1)[:, 0] if flat else np.zeros(rows.size)
     arguments: dict[str, Argument] = dict(bind(layer.node))
@@ -157,7 +177,7 @@ def _emit_layer(layer: Layer, rewriter: Rewriter, x: fx.Node, cuts: list[_GroupC
     arguments["weight"] = _emit_weight(layer, rewriter, cuts)
     arguments["bias"] = _emit_bias(layer, rewriter, rows, fold)
     if layer.groups > 1:
-        arguments["groups"] = len(cuts)
+        arguments["groups"] = sum(cut.groups for cut in cuts)
     new = rewriter.emit_like(layer.node, arguments)
     annotation = annotation_of(layer.node)
     if annotation is not None:
@@ -198,7 +218,8 @@ def _cut_cells(layer: Layer, tensor: torch.Tensor, cut: _GroupCut) -> torch.Tens
         local = rows % (layer.out_channels // layer.groups)
         return tensor.detach().index_select(0, channels).index_select(1, local)
     local = channels % layer.weight_shape[1]
-    return tensor.detach().index_select(0, rows).index_select(1, local)
+    cut_rows = tensor.detach().index_select(0, rows)
+    return cut_rows if cut.groups > 1 else cut_rows.index_select(1, local)
 
 
 def _emit_bias(layer: Layer, rewriter: Rewriter, rows: IntArray, fold: FloatArray) -> fx.Node | None:
@@ -229,16 +250,12 @@ def _cut_annotation(layer: Layer, annotation: WeightAnnotation, cuts: list[_Grou
 
 
 def _emit_table(layer: Layer, rewriter: Rewriter, new: fx.Node, extra: SpatialMap) -> fx.Node:
-    """Add what differs over space: a small table, spread over the positions when the model runs."""
+    """Add what differs over space, [O, *spatial]."""
     value = layer.node.meta["val"]
-    tensor = torch.from_numpy(np.ascontiguousarray(extra.table)).to(dtype=value.dtype, device=value.device)
-    name = f"known_channels.{layer.node.name}"
-    table = rewriter.constant(name, tensor, (extra.table.tobytes(),))
-    for axis, classes in enumerate(extra.classes, start=1):
-        if extra.table.shape[axis] > 1:
-            index = rewriter.constant(f"{name}_axis{axis}", torch.from_numpy(classes), (classes.tobytes(),))
-            table = rewriter.emit(_aten.index_select.default, (table, axis, index), layer.node, named=False)
-    return rewriter.emit(_aten.add.Tensor, (new, table), layer.node, named=False)
+    plane = np.ascontiguousarray(extra.full())
+    tensor = torch.from_numpy(plane).to(dtype=value.dtype, device=value.device)
+    constant = rewriter.constant(f"known_channels.{layer.node.name}", tensor, (plane.tobytes(),))
+    return rewriter.emit(_aten.add.Tensor, (new, constant), layer.node, named=False)
 
 
 def _record(layer: Layer, rewriter: Rewriter, cuts: list[_GroupCut], flat: bool) -> None:

@@ -12,7 +12,7 @@ from torch import fx
 from torch.fx.node import Argument
 
 from fxprune.channels.facts import Cells, Facts
-from fxprune.channels.grid import IntArray
+from fxprune.channels.grid import IntArray, all_cells, arrange
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule, is_activation, opaque_cells, pin_inputs
 from fxprune.nodes import bind, get_tensor
@@ -69,17 +69,19 @@ class PassingRule(Rule):
         if not self._applies(node, rewriter.facts) or rewriter.is_whole(source):
             rewriter.copy_full(node)
             return
-        held = rewriter.held(source)
         made = rewriter.facts.cells[node]
         first = made if isinstance(made, Cells) else made[0]
-        if held is None:
-            kept = rewriter.keep[first.ids] & rewriter.facts.varies(first.ids)
-            if bool(kept.any()):
-                rewriter.copy_full(node)
-            else:
-                _drop(node, rewriter)
-            return
-        self._emit(node, rewriter, held)
+        cells = rewriter.facts.of(source)
+        held = rewriter.held(source)
+        needed = rewriter.facts.used[first.ids] & rewriter.facts.varies(first.ids)
+        if held is None and not bool(needed.any()):
+            _drop(node, rewriter)
+        elif held is not None and bool(np.isin(np.flatnonzero(needed), held).all()):
+            self._emit(node, rewriter, rewriter.made_node(source), held)
+        else:  # a value that was known is not known any more: its channel comes back
+            kept = arrange(rewriter.keep[first.ids].reshape(cells.grid))
+            wanted = all_cells(cells.grid) if kept is None else kept
+            self._emit(node, rewriter, rewriter.fetch(source, wanted), wanted)
 
     def _applies(self, node: fx.Node, facts: Facts) -> bool:
         source = _source(node)
@@ -90,7 +92,7 @@ class PassingRule(Rule):
         axes = facts.of(source).axes
         return not mixed & set(axes) and (not self.parameters or axes in ((), (1,)))
 
-    def _emit(self, node: fx.Node, rewriter: Rewriter, held: IntArray) -> None:
+    def _emit(self, node: fx.Node, rewriter: Rewriter, x: fx.Node, held: IntArray) -> None:
         arguments: dict[str, Argument] = {
             name: rewriter.argument(value) if name not in self.parameters else value
             for name, value in bind(node).items()
@@ -104,7 +106,7 @@ class PassingRule(Rule):
                 cut = tensor.detach()[torch.from_numpy(line)]
                 arguments[name] = rewriter.constant(str(parameter.target), cut, (line.tobytes(),))
         source_name = next(name for name, value in bind(node).items() if value is _source(node))
-        new = rewriter.emit_like(node, {**arguments, source_name: rewriter.made_node(_source(node))})
+        new = rewriter.emit_like(node, {**arguments, source_name: x})
         results = _results(node)
         if isinstance(node.meta["val"], torch.Tensor):
             rewriter.put(node, new, _fit(held, self.mixed(node), results[0]))

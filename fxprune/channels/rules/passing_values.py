@@ -117,7 +117,8 @@ def pad(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArray, resu
         if facts.kind[source] == Kind.CONST and facts.value[source] == fill:
             facts.set_constants(np.array([result]), np.array([fill]))
         elif len(sizes) // 2 <= len(planes) and min(sizes) >= 0:
-            facts.set_map(result, _pad_map(facts.map_of(source, planes), sizes, fill))
+            padded = _pad_map(facts.map_of(source, planes), sizes, fill)
+            facts.set_maps(np.array([result]), SpatialMap(padded.classes, padded.table[None]))
 
 
 def _pad_map(plane: SpatialMap, sizes: Sequence[int], fill: float) -> SpatialMap:
@@ -151,7 +152,8 @@ def normalise(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArray
     facts.set_constants(results[known], scale[known] * facts.value[sources[known]] + shift[known])
     for index in np.flatnonzero(facts.kind[sources] == Kind.MAP).tolist():
         plane = facts.maps[int(sources[index])]
-        facts.set_map(int(results[index]), SpatialMap(plane.classes, plane.table * scale[index] + shift[index]))
+        moved = plane.table[None] * scale[index] + shift[index]
+        facts.set_maps(results[[index]], SpatialMap(plane.classes, moved))
     flat = scale == 0
     facts.set_constants(results[flat], shift[flat])
 

@@ -15,7 +15,7 @@ from fxprune.channels.rules.base import Rule, constant_of, is_activation, is_con
 from fxprune.channels.rules.operands import Operand, find_operands
 from fxprune.channels.rules.pointwise_cut import rewrite_pointwise
 from fxprune.channels.rules.values import constant_on_grid, evaluate
-from fxprune.channels.spatial import FloatArray, combine
+from fxprune.channels.spatial import FloatArray, SpatialMap, combine
 
 _aten = torch.ops.aten
 _ADD, _PRODUCT = _aten.add.Tensor, _aten.mul.Tensor
@@ -86,8 +86,24 @@ def _compute_values(
     plain = known & ~mapped
     if bool(plain.any()):
         facts.set_constants(cells.ids[plain], evaluate(node, {n: array[plain] for n, array in numbers.items()}))
+    if len(operands) == 1:
+        _compute_maps(node, facts, operands[0], cells)
+        return
     for index in np.flatnonzero(known & mapped).tolist():
         _compute_map(node, facts, operands, cells, numbers, index)
+
+
+def _compute_maps(node: fx.Node, facts: Facts, operand: Operand, cells: Cells) -> None:
+    """Write all maps of an operator with one operand, those with the same classes at once."""
+    assert operand.ids is not None
+    sources, results = operand.ids.reshape(-1), cells.ids.reshape(-1)
+    groups: dict[int, list[int]] = {}
+    for index in np.flatnonzero(facts.kind[sources] == Kind.MAP).tolist():
+        groups.setdefault(id(facts.maps[int(sources[index])].classes), []).append(index)
+    for members in groups.values():
+        planes = [facts.maps[int(sources[index])] for index in members]
+        table = evaluate(node, {operand.node: np.stack([plane.table for plane in planes])})
+        facts.set_maps(results[members], SpatialMap(planes[0].classes, table))
 
 
 def _compute_map(
@@ -111,7 +127,8 @@ def _compute_map(
         shape = tables[0].shape
         return evaluate(node, values | {other: np.full(shape, number) for other, number in fixed.items()})
 
-    facts.set_map(int(cells.ids.reshape(-1)[index]), combine([facts.map_of(item, sizes) for item in ids], apply))
+    plane = combine([facts.map_of(item, sizes) for item in ids], apply)
+    facts.set_maps(cells.ids.reshape(-1)[[index]], SpatialMap(plane.classes, plane.table[None]))
 
 
 def _tie_operands(node: fx.Node, facts: Facts, active: Sequence[Operand], cells: Cells) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from fxprune.channels.adapt import find_positions
+from fxprune.channels.adapt import find_positions, select
 from fxprune.channels.facts import Kind
 from fxprune.channels.grid import IntArray, Shape, all_cells, project, spread
 from fxprune.channels.rewriter import Rewriter
@@ -77,9 +77,31 @@ def _bring_together(
         assert need is not None
         if operand.ids is None:
             found[operand.node] = cut_constant(operand, rewriter, _own_grid(operand, grid), need)
-        else:
-            found[operand.node] = rewriter.fetch(operand.node, operand.strip(need))
+            continue
+        x = take_along(operand, rewriter.fetch(operand.node, operand.strip(need)), rewriter, grid, wanted)
+        if x is None:
+            return None
+        found[operand.node] = x
     return found
+
+
+def take_along(operand: Operand, x: fx.Node, rewriter: Rewriter, grid: Shape, wanted: IntArray) -> fx.Node | None:
+    """Take the wanted indices of axes on which the result has ids and a whole operand has none, but is not broadcast.
+
+    Returns:
+        The node; None if the indices differ from line to line.
+    """
+    assert operand.ids is not None
+    rank = operand.node.meta["val"].ndim
+    coordinates = np.unravel_index(wanted, grid)
+    for axis, size in enumerate(operand.shape):
+        if size == 1 or grid[axis] == 1 or operand.ids.shape[axis] > 1:
+            continue
+        line = np.moveaxis(coordinates[axis], axis, 0).reshape(wanted.shape[axis], -1)
+        if not bool((line == line[:, :1]).all()):
+            return None
+        x = select(rewriter, operand.node, x, axis - len(grid) + rank, line[:, 0].astype(np.int64), size)
+    return x
 
 
 def _own_grid(operand: Operand, grid: Shape) -> Shape:

@@ -103,7 +103,7 @@ class MoveRule(Rule):
         back[places.reshape(-1)] = np.arange(places.size)
         args = _fit_sizes(node, back[before.reshape(-1)], result)
         arrangement = None if args is None else _try(node, back[before], args, result)
-        if args is None or arrangement is None:
+        if args is None or arrangement is None or not rewriter.suffices(node, arrangement):
             rewriter.copy_full(node)
             return
         rewriter.put(node, rewriter.emit(node.target, (rewriter.made_node(source), *args), node, node.kwargs), arrangement)
@@ -134,7 +134,7 @@ def _try(node: fx.Node, elements: IntArray, args: tuple[Argument, ...], result: 
 
 def drop_or_fill(node: fx.Node, rewriter: Rewriter) -> None:
     """Let go of a result of which nothing varies; build it from constants if something is still asked of it."""
-    if rewriter.kept_cells(node) is None:
+    if rewriter.suffices(node, np.empty(0, dtype=np.int64)):
         rewriter.drop(node)
     else:
         rewriter.copy_full(node)
@@ -248,7 +248,7 @@ def cut_piece(piece: fx.Node, item: fx.Node, index: int, rewriter: Rewriter) -> 
     dropped = result_rank(item) < len(cells.shape)
     moved = moved.squeeze(axis) if dropped and positions.size == 1 else moved
     arrangement = None if bool((moved < 0).any()) else gather(moved, result.shape, result.grid)
-    if arrangement is None:
+    if arrangement is None or not rewriter.suffices(item, arrangement):
         x = rewriter.fetch_full(source)
         emit_whole_piece(piece, item, index, x, rewriter)
         return
@@ -275,7 +275,7 @@ def emit_whole_piece(piece: fx.Node, item: fx.Node, index: int, x: fx.Node, rewr
 
 def drop_or_fill_piece(piece: fx.Node, item: fx.Node, index: int, rewriter: Rewriter) -> None:
     """Let go of a piece of which nothing varies; build it from constants if something is still asked of it."""
-    if rewriter.kept_cells(item) is None:
+    if rewriter.suffices(item, np.empty(0, dtype=np.int64)):
         rewriter.drop(item)
         return
     emit_whole_piece(piece, item, index, rewriter.fetch_full(cast("fx.Node", piece.args[0])), rewriter)
