@@ -12,6 +12,7 @@ from fxprune.errors import (
     UnsupportedError,
     VerifyError,
 )
+from fxprune.masks import load_masks, save_masks
 from fxprune.transform import ChangedMasks, MaskChange, refill, regroup
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "UnsupportedError",
     "VerifyError",
     "compile",
+    "load_masks",
     "refill",
     "regroup",
+    "save_masks",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 
@@ -14,7 +15,7 @@ from fxprune.arguments import check_arguments, read_example_inputs, read_options
 from fxprune.compiled import CompiledModule, Specialisation, check_not_compiled
 from fxprune.debug import configure_logging
 from fxprune.graph import annotate, capture, check_ready
-from fxprune.masks import kept_weight_shares, resolve_masks
+from fxprune.masks import kept_weight_shares, open_masks
 from fxprune.passes import default_pipeline, run_passes
 from fxprune.passes.final_masks import FinalMasks
 from fxprune.transform.change import describe_structure
@@ -23,7 +24,7 @@ from fxprune.transform.layers import find_scores
 
 def compile(  # noqa: A001  # the public name; torch.compile has it too
     model: nn.Module | ExportedProgram | fx.GraphModule,
-    masks: Mapping[str, object] | None = None,
+    masks: Mapping[str, object] | str | os.PathLike[str] | None = None,
     target: str | Mapping[str, object] = "cpu",
     *,
     example_inputs: torch.Tensor | tuple[object, ...] | None = None,
@@ -37,7 +38,8 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
 
     Args:
         model: A module in eval mode, an exported program, or a graph module; it is not changed.
-        masks: Which weights survive pruning: parameter name to a tensor of 0 and 1 in the weight's shape, 1 = kept.
+        masks: Which weights survive pruning: parameter name to a tensor of 0 and 1 in the weight's shape, 1 = kept; or
+            the path of a file that `load_masks` reads.
             None: the masks of `torch.nn.utils.prune` on the model; elsewhere a zero weight is a pruned weight.
         target: "cpu", or a TVM target of kind llvm as a dict or JSON text.
         example_inputs: A tensor or a tuple of the model's positional inputs. None: compiled at the first call.
@@ -64,7 +66,7 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
     from fxprune import backend  # loads TVM, which `import fxprune` does not
 
     cpu = backend.prepare_target(target, chosen.threads)
-    kept = resolve_masks(model, masks)
+    kept = open_masks(model, masks)
     check_ready(model)
     pipeline = default_pipeline(cpu.efficiency, structure)
     scores = None if structure == "exact" else find_scores(model, kept)

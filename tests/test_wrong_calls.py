@@ -84,6 +84,7 @@ WRONG_MASKS: dict[str, tuple[Callable[[], object], str]] = {
     "meta mask": (lambda: compile_net(masks=mask(KEPT.to("meta"))), r"conv2\.weight.*meta device"),
     "text as a mask": (lambda: compile_net(masks=mask("all")), r"conv2\.weight.*type str.*give a torch tensor"),
     "empty mapping": (lambda: compile_net(masks={}), "masks is empty.*None"),
+    "path without a file": (lambda: compile_net(masks="masks.pt"), r"There is no file 'masks\.pt'.*Check the path"),
     "list": (lambda: compile_net(masks=[KEPT]), "masks is of type list.*must map names"),
     "bias": (lambda: compile_net(masks=mask(torch.ones(32), "conv2.bias")), r"conv2\.bias.*only weights"),
     "batch norm": (lambda: compile_net(masks=mask(torch.ones(32), "norm.weight")), r"norm\.weight.*BatchNorm2d"),
@@ -92,7 +93,6 @@ WRONG_MASKS: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 WRONG_CALLS: dict[str, tuple[Callable[[], object], str]] = {
-    "path as masks": (lambda: compile_net(masks="masks.pt"), r"masks is the path 'masks\.pt'.*Load the file"),
     "training mode": (lambda: compile_net(Net().train()), r"training mode; call model\.eval\(\)"),
     "training without inputs": (
         lambda: compile_net(Net().train(), inputs=None),

@@ -6,7 +6,6 @@ Every mistake is found here, before any work, and all mistakes of one call are r
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 
 import torch
@@ -44,7 +43,7 @@ def resolve_masks(
 
     Raises:
         MaskError: If a mask fits no weight or holds anything but 0 and 1, or if the mapping is empty.
-        UnsupportedError: If `masks` is a path, or if the model is of another type or has no readable weights.
+        UnsupportedError: If the model is of another type or has no readable weights.
     """
     weights = find_weights(model)
     kept = _collect_masks(weights.attached, weights)
@@ -58,11 +57,6 @@ def resolve_masks(
 
 
 def _check_mapping(masks: object) -> Mapping[str, object]:
-    if isinstance(masks, (str, os.PathLike)):
-        raise UnsupportedError(
-            f"masks is the path {str(masks)!r}, and masks are not read from files yet. "
-            "Load the file yourself and pass a mapping of parameter names to tensors."
-        )
     if not isinstance(masks, Mapping):
         raise MaskError(
             f"masks is of type {type(masks).__name__}; it must map names to masks, e.g. {{'conv1.weight': mask}}, "

@@ -31,11 +31,31 @@ def convert_mask(value: object, weight: Tensor) -> Tensor:
         raise MaskError(f"has shape {list(mask.shape)}, its weight has {list(weight.shape)}; {hint}")
     if mask.device.type == "meta":
         raise MaskError("is on the meta device, so it holds no values; give a mask that does")
-    if mask.dtype != torch.bool:
-        _check_values(mask)
-    kept = mask.detach().to("cpu", torch.bool, copy=True).contiguous()
+    kept = _read_bits(mask)
     _check_polarity(kept, weight)
     return kept
+
+
+def convert_values(value: object) -> Tensor:
+    """Return a mask as a new bool tensor on the CPU, whatever its shape.
+
+    Args:
+        value: Tensor or NumPy array of zeros and ones, or a sparse tensor, whose stored positions are kept.
+
+    Raises:
+        MaskError: If the value is no such thing; the message goes on from the mask's name ("has dtype ...").
+    """
+    mask = _read_tensor(value)
+    if mask.device.type == "meta":
+        raise MaskError("is on the meta device, so it holds no values; give a mask that does")
+    return _read_bits(mask)
+
+
+def _read_bits(mask: Tensor) -> Tensor:
+    """Return zeros and ones as a new bool tensor on the CPU."""
+    if mask.dtype != torch.bool:
+        _check_values(mask)
+    return mask.detach().to("cpu", torch.bool, copy=True).contiguous()
 
 
 def _read_tensor(value: object) -> Tensor:

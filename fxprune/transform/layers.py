@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +13,14 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from fxprune.errors import MaskError
-from fxprune.masks import resolve_masks
+from fxprune.masks import open_masks
 from fxprune.masks.names import find_weights
 from fxprune.nodes import bind
 from fxprune.structure.cells import Cells, Changed
 from fxprune.transform.change import ChangedMasks, measure_change
 
 Model = nn.Module | ExportedProgram | fx.GraphModule
+Masks = Mapping[str, object] | str | os.PathLike[str] | None
 
 TRANSPOSED_REASON = "a transposed convolution: the rows of its weight are not its output channels."
 
@@ -82,7 +84,7 @@ class Prepared:
         return ChangedMasks(masks, records)
 
 
-def prepare(model: Model, masks: Mapping[str, object] | None, scores: Mapping[str, Tensor] | None) -> Prepared:
+def prepare(model: Model, masks: Masks, scores: Mapping[str, Tensor] | None) -> Prepared:
     """Check model, masks and scores and cut them into cells.
 
     Args:
@@ -93,7 +95,7 @@ def prepare(model: Model, masks: Mapping[str, object] | None, scores: Mapping[st
     Raises:
         MaskError: A mask or a score does not fit the model.
     """
-    kept = resolve_masks(model, masks)
+    kept = open_masks(model, masks)
     weights = find_weights(model).tensors
     values = {name: weights[name].detach() for name in kept}
     geometries = find_geometries(model)

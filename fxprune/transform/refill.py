@@ -9,12 +9,12 @@ from torch import Tensor
 from fxprune.errors import MaskError
 from fxprune.structure.refill import RefillRule, refill_layers
 from fxprune.transform.change import ChangedMasks, log_change
-from fxprune.transform.layers import Model, Prepared, prepare
+from fxprune.transform.layers import Masks, Model, Prepared, prepare
 
 
 def refill(
     model: Model,
-    masks: Mapping[str, object] | None = None,
+    masks: Masks = None,
     *,
     rate: float = 0.0,
     scores: Mapping[str, Tensor] | None = None,
@@ -28,7 +28,7 @@ def refill(
 
     Args:
         model: The model with the weights that decide; it is only read.
-        masks: Masks in any form that `compile` takes; None reads them off the model.
+        masks: A mapping, or the path of a file that `load_masks` reads; None reads them off the model.
         rate: Share of the remaining rows kept in addition; 0 is refill, 0.2 the paper's refill+.
         scores: By weight name the score of each row ([O]), e.g. of `saliency`, or of each cell (the weight's shape).
             None: |w|, the paper's choice.

@@ -11,12 +11,12 @@ from fxprune.structure.paper import PaperRule
 from fxprune.structure.regroup import Budget, Leftovers, RegroupRule, Unit, VectorRule, regroup_layers
 from fxprune.structure.tiles import Efficiency
 from fxprune.transform.change import ChangedMasks, log_change
-from fxprune.transform.layers import Model, prepare
+from fxprune.transform.layers import Masks, Model, prepare
 
 
 def regroup(
     model: Model,
-    masks: Mapping[str, object] | None = None,
+    masks: Masks = None,
     *,
     method: str = "vectors",
     height: int | None = None,
@@ -38,7 +38,7 @@ def regroup(
 
     Args:
         model: The model with the weights that decide; it is only read.
-        masks: Masks in any form that `compile` takes; None reads them off the model.
+        masks: A mapping, or the path of a file that `load_masks` reads; None reads them off the model.
         method: "vectors": groups of equal height, columns chosen under a budget. "paper": the rule of the published
             code; layers that it cannot group keep their masks, with the reason in the result.
         height: vectors: rows of a group. None: for each layer the height that captures most at equal predicted time,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -101,13 +100,6 @@ def test_masks_that_are_no_mapping(masks: object) -> None:
 
 def test_empty_mapping() -> None:
     assert "no mask given. Pass None" in read_message({})
-
-
-@pytest.mark.parametrize("path", ["ticket.pth", Path("folder") / "masks.safetensors"])
-def test_paths_are_not_read_yet(path: object) -> None:
-    message = read_message(path, UnsupportedError)
-    assert str(path) in message
-    assert "pass a mapping" in message
 
 
 def test_all_mistakes_are_reported_at_once() -> None:
