@@ -31,3 +31,7 @@ class CodegenError(FxpruneError):
 
 class ArtifactError(FxpruneError):
     """A saved artifact cannot be read or does not fit this machine."""
+
+
+class TrainingError(FxpruneError):
+    """A training of the lottery cannot go on: it diverged, or its parts do not fit together."""
