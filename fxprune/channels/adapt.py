@@ -33,9 +33,7 @@ def adapt(emitter: Emitter, old: fx.Node, wanted: IntArray) -> fx.Node:
     return _adapt_axes(emitter, old, held, wanted)
 
 
-def _adapt_axis(
-    emitter: Emitter, old: fx.Node, x: fx.Node, held: IntArray, wanted: IntArray, axis: int
-) -> fx.Node:
+def _adapt_axis(emitter: Emitter, old: fx.Node, x: fx.Node, held: IntArray, wanted: IntArray, axis: int) -> fx.Node:
     """Emit slice, index_select, or cat with the constants that are missing, along one axis."""
     missing = np.setdiff1d(wanted, held)
     order = np.concatenate([held.reshape(-1), missing])

@@ -14,7 +14,7 @@ from torch.fx.node import Argument, Target
 from fxprune.channels.facts import Facts
 from fxprune.channels.grid import BoolArray, IntArray, all_cells, arrange
 from fxprune.channels.record import LayerCut
-from fxprune.nodes import copy_meta, free_name, get_tensor, store_tensor
+from fxprune.nodes import copy_meta, free_name, store_tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -151,5 +151,3 @@ class Facts:
         self.use(ids)
         for identity in np.unique(ids).tolist():
             self.pinned.setdefault(identity, reason)
-
-

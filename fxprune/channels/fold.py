@@ -44,12 +44,12 @@ def constant_rows(
     for group, members in split_groups(layer, rows):
         own = group_columns(layer, group)
         channels = own[known[own]]
-        plane = fold_channels(gm, layer, facts, inputs, rows[members], channels)
-        if plane is None:  # a transposed convolution of something not 0: it differs over space, nothing is claimed
+        added = fold_channels(gm, layer, facts, inputs, rows[members], channels)
+        if added is None:  # a transposed convolution of something not 0: it differs over space, nothing is claimed
             reading = facts.reads[layer.node][np.ix_(rows[members], channels - own[0])].any(axis=1)
             facts.set_constants(ids[rows[members][~reading]], bias[members][~reading])
             continue
-        facts.set_maps(ids[rows[members]], add_bias(plane, bias[members]))
+        facts.set_maps(ids[rows[members]], add_bias(added, bias[members]))
 
 
 def add_bias(planes: SpatialMap, bias: FloatArray) -> SpatialMap:

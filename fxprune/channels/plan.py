@@ -122,7 +122,7 @@ def _even_groups(plan: ChannelPlan, layer: Layer) -> bool:
     if layer.groups == 1:
         return False
     facts = plan.facts
-    rows = facts.of(layer.node).ids.reshape(layer.groups, -1)
+    rows: IntArray = facts.of(layer.node).ids.reshape(layer.groups, -1)
     source = facts.of(layer.input)
     reason = f"{layer.node.name} needs equally many channels in each of its {layer.groups} conv groups"
     kept = plan.keep[rows]
@@ -130,11 +130,11 @@ def _even_groups(plan: ChannelPlan, layer: Layer) -> bool:
     if source.ids.size == 1:
         return changed
     inputs = input_ids(layer, source).reshape(layer.groups, -1)
-    live = plan.keep[rows].any(axis=1)[:, None]
-    wanted = plan.keep[inputs] & live
+    live = np.asarray(plan.keep[rows].any(axis=1))
+    wanted = plan.keep[inputs] & live[:, None]
     if bool(live.any()) and not bool(wanted.any()):
         return changed
-    wanted[live[:, 0] & ~wanted.any(axis=1), 0] = True
+    wanted[live & ~wanted.any(axis=1), 0] = True
     more = fill_lines(wanted) & ~plan.keep[inputs]
     return changed | (bool(more.any()) and plan.admit(inputs[more], reason))
 

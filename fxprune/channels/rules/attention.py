@@ -127,6 +127,5 @@ def _plan_query(heads: _Heads, value: IntArray, rewriter: Rewriter) -> IntArray 
         found = arrange(inside)
     if found is None:
         return None
-    return found if np.array_equal(project(found, cells.grid, front), wanted) else None
-
-
+    heads_found = project(found, cells.grid, front)
+    return found if heads_found is not None and np.array_equal(heads_found, wanted) else None

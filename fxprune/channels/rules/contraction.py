@@ -54,8 +54,8 @@ class ContractionRule(Rule):
         facts.cells[node] = Cells(tuple(node.meta["val"].shape), ids)
         joint = pair.to_joint(ids, pair.letters.result)
         axes = pair.summed_axes
-        zero = np.broadcast_to(facts.is_zero(pair.left) | facts.is_zero(pair.right), pair.grid)
-        zero = zero.all(axis=axes, keepdims=True)
+        pairs = np.broadcast_to(facts.is_zero(pair.left) | facts.is_zero(pair.right), pair.grid)
+        zero = np.asarray(pairs.all(axis=axes, keepdims=True))
         facts.set_constants(joint[zero], np.zeros(int(zero.sum())))
         if _sums_to_one(node, pair):
             right = np.broadcast_to(pair.right, joint.shape)
@@ -180,7 +180,10 @@ def find_letters(node: fx.Node) -> Letters | None:
         return None
     batch = string.ascii_lowercase[: max(ranks) - 2]
     left, right = batch[len(batch) - (ranks[0] - 2) :] + "yk", batch[len(batch) - (ranks[1] - 2) :] + "kz"
-    shapes = [dict(zip(letters, source.meta["val"].shape, strict=True)) for letters, source in ((left, first), (right, second))]
+    shapes = [
+        dict(zip(letters, source.meta["val"].shape, strict=True))
+        for letters, source in ((left, first), (right, second))
+    ]
     if any(shapes[0][letter] != shapes[1][letter] for letter in batch if letter in shapes[0] and letter in shapes[1]):
         return None
     return Letters(left, right, batch + "yz")
@@ -234,7 +237,9 @@ def _emit_pair(node: fx.Node, pair: Pair, rewriter: Rewriter) -> None:
         cells = renumber(pair, need, own, tuple(joint_shape))
         new[source] = rewriter.fetch(source, cells)
     args = fx.node.map_arg(node.args, new.__getitem__)
-    rewriter.put(node, rewriter.emit(node.target, args, node, node.kwargs), renumber(pair, made, pair.letters.result, shape))
+    rewriter.put(
+        node, rewriter.emit(node.target, args, node, node.kwargs), renumber(pair, made, pair.letters.result, shape)
+    )
 
 
 def rewriter_cells(pair: Pair, held: IntArray, letters: str, grid: Shape) -> IntArray:

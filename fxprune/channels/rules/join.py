@@ -75,7 +75,7 @@ class CatRule(Rule):
 
 def _arguments(node: fx.Node) -> tuple[list[fx.Node], int]:
     arguments = bind(node)
-    sources = [cast("fx.Node", item) for item in cast("Sequence[fx.Node]", arguments["tensors"])]
+    sources = list(cast("Sequence[fx.Node]", arguments["tensors"]))
     return sources, int(cast("int", arguments.get("dim", 0))) % int(node.meta["val"].ndim)
 
 
@@ -183,8 +183,10 @@ def _rewrite_tied(node: fx.Node, rewriter: Rewriter) -> None:
     for source in sources:
         shape = tuple(source.meta["val"].shape)
         ids = None if is_constant(source) else facts.of(source).ids
-        smaller = tuple(ids.shape) if ids is not None else tuple(
-            size if size > 1 and extent > 1 else 1 for size, extent in zip(shape, grid, strict=True)
+        smaller = (
+            tuple(ids.shape)
+            if ids is not None
+            else tuple(size if size > 1 and extent > 1 else 1 for size, extent in zip(shape, grid, strict=True))
         )
         need = project(wanted, grid, smaller)
         if need is None:
@@ -221,7 +223,5 @@ class ExpandRule(Rule):
         if rewriter.is_whole(source) or not rewriter.suffices(node, arrangement):
             rewriter.copy_full(node)
             return
-        sizes = [
-            arrangement.shape[axis] if cells.grid[axis] > 1 else size for axis, size in enumerate(cells.shape)
-        ]
+        sizes = [arrangement.shape[axis] if cells.grid[axis] > 1 else size for axis, size in enumerate(cells.shape)]
         rewriter.put(node, rewriter.emit(node.target, (rewriter.made_node(source), sizes), node), arrangement)

@@ -127,9 +127,7 @@ def _cut_groups(layer: Layer, rewriter: Rewriter, rows: IntArray, wanted: IntArr
     return [_cut_group(layer, rewriter, group, rows[members], wanted) for group, members in groups]
 
 
-def _cut_group(
-    layer: Layer, rewriter: Rewriter, group: int, rows: IntArray, wanted: IntArray
-) -> _GroupCut | None:
+def _cut_group(layer: Layer, rewriter: Rewriter, group: int, rows: IntArray, wanted: IntArray) -> _GroupCut | None:
     """Fold the lost channels of one conv group; None where that is not possible."""
     facts = rewriter.facts
     own = group_columns(layer, group)

@@ -133,14 +133,11 @@ def _pad_map(plane: SpatialMap, sizes: Sequence[int], fill: float) -> SpatialMap
 
 
 def normalise(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArray, results: IntArray) -> None:
-    """a * k + s with a = gamma / sqrt(var + eps), s = beta - a * mean; gamma = 0 gives beta whatever the input."""
+    """Scale and shift a constant as batch normalisation does; gamma = 0 gives beta whatever the input."""
     arguments = bind(node)
     if sources.size != cast("fx.Node", node.args[0]).meta["val"].shape[1]:
         return
-    numbers = {
-        name: _numbers(gm, arguments.get(name))
-        for name in ("weight", "bias", "running_mean", "running_var")
-    }
+    numbers = {name: _numbers(gm, arguments.get(name)) for name in ("weight", "bias", "running_mean", "running_var")}
     mean, var = numbers["running_mean"], numbers["running_var"]
     if mean is None or var is None:
         return

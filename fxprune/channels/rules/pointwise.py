@@ -9,7 +9,6 @@ import torch
 from torch import fx
 
 from fxprune.channels.facts import Cells, Facts, Join, Kind
-from fxprune.channels.grid import Shape
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule, constant_of, is_activation, is_constant
 from fxprune.channels.rules.operands import Operand, find_operands
@@ -60,9 +59,7 @@ def is_pointwise(node: fx.Node, facts: Facts) -> bool:
     return known and any(source in facts.cells for source in sources)
 
 
-def _compute_values(
-    gm: fx.GraphModule, node: fx.Node, facts: Facts, operands: Sequence[Operand], cells: Cells
-) -> None:
+def _compute_values(gm: fx.GraphModule, node: fx.Node, facts: Facts, operands: Sequence[Operand], cells: Cells) -> None:
     """Write the values of the cells whose operands are all known; a product with 0 is 0."""
     grid = cells.grid
     numbers: dict[fx.Node, FloatArray] = {}
@@ -119,7 +116,11 @@ def _compute_map(
     active = [operand for operand in operands if operand.ids is not None]
     if any(operand.shape[2:] != sizes for operand in active) or cells.axes != (1,):
         return
-    ids = [int(np.broadcast_to(operand.ids, cells.grid).reshape(-1)[index]) for operand in active if operand.ids is not None]
+    ids = [
+        int(np.broadcast_to(operand.ids, cells.grid).reshape(-1)[index])
+        for operand in active
+        if operand.ids is not None
+    ]
     fixed = {operand.node: numbers[operand.node].reshape(-1)[index] for operand in operands if operand.ids is None}
 
     def apply(tables: Sequence[FloatArray]) -> FloatArray:
@@ -148,5 +149,3 @@ def _tie_operands(node: fx.Node, facts: Facts, active: Sequence[Operand], cells:
         return
     for ids in large:
         facts.tie(cells.ids, ids)
-
-

@@ -50,7 +50,7 @@ def rewrite_pointwise(node: fx.Node, operands: Sequence[Operand], rewriter: Rewr
 
 
 def _choose_base(node: fx.Node, operands: Sequence[Operand], rewriter: Rewriter, wanted: IntArray) -> Operand | None:
-    """Return the operand whose channels the result takes over: the one that holds the fewest but all that are wanted."""
+    """Return the operand whose channels the result takes over: the smallest that holds all wanted."""
     grid = rewriter.facts.of(node).grid
     found: list[tuple[int, int, Operand]] = []
     for index, operand in enumerate(operands):
@@ -122,9 +122,7 @@ def cut_constant(operand: Operand, rewriter: Rewriter, grid: Shape, wanted: IntA
     return rewriter.constant(name, cut, (wanted.shape, wanted.tobytes()))
 
 
-def _add_into(
-    node: fx.Node, base: Operand, operands: Sequence[Operand], rewriter: Rewriter, wanted: IntArray
-) -> bool:
+def _add_into(node: fx.Node, base: Operand, operands: Sequence[Operand], rewriter: Rewriter, wanted: IntArray) -> bool:
     """Emit an addition whose other operand holds fewer channels as an index_add; return whether that was possible."""
     others = [operand for operand in operands if operand is not base]
     cells = rewriter.facts.of(node)

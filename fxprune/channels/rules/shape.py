@@ -1,4 +1,4 @@
-"""Operators that move elements: views, permutations, pieces, concatenations. One probe with numbered elements serves all."""
+"""Operators that move elements: views, permutations, pieces. One probe with numbered elements serves all."""
 
 from __future__ import annotations
 
@@ -106,11 +106,13 @@ class MoveRule(Rule):
         if args is None or arrangement is None or not rewriter.suffices(node, arrangement):
             rewriter.copy_full(node)
             return
-        rewriter.put(node, rewriter.emit(node.target, (rewriter.made_node(source), *args), node, node.kwargs), arrangement)
+        rewriter.put(
+            node, rewriter.emit(node.target, (rewriter.made_node(source), *args), node, node.kwargs), arrangement
+        )
 
 
 def _fit_sizes(node: fx.Node, present: IntArray, result: Cells) -> tuple[Argument, ...] | None:
-    """Return the arguments after the first, with the sizes of the elements that are present; None if they fill no box."""
+    """Return the arguments after the first, with the sizes of what is present; None if it fills no box."""
     if node.target not in _SIZED:
         return node.args[1:]
     kept = np.zeros(int(np.prod(result.shape, dtype=np.int64)), dtype=bool)

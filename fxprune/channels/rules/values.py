@@ -31,7 +31,7 @@ def evaluate(node: fx.Node, numbers: dict[fx.Node, FloatArray]) -> FloatArray:
     def number(source: fx.Node) -> Argument:
         value = source.meta["val"]
         tensor = torch.from_numpy(np.ascontiguousarray(numbers[source]))
-        return tensor if value.is_floating_point() else tensor.to(value.dtype)  # type: ignore[return-value]
+        return tensor if value.is_floating_point() else tensor.to(value.dtype)
 
     args, kwargs = map_arg((node.args, dict(node.kwargs)), number)
     kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "layout", "device")}
