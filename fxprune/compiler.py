@@ -73,7 +73,7 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
 
     def compile_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
         start = time.perf_counter()
-        captured = capture(model, args, kwargs)
+        captured = capture(model, args, kwargs, kept)
         annotate(captured.graph_module, kept, scores)
         final = FinalMasks(kept)
         records = run_passes(captured.graph_module, pipeline, (final,))

@@ -13,7 +13,7 @@ from torch import fx
 from fxprune.annotation import META_KEY, WeightAnnotation
 from fxprune.errors import MaskError
 from fxprune.graph.program import NAMES_KEY, ModelNames
-from fxprune.layer import find_layer
+from fxprune.layer import Layer, find_layer
 from fxprune.nodes import annotation_of, get_tensor, store_tensor
 
 logger = logging.getLogger(__name__)
@@ -50,9 +50,17 @@ def annotate(
         name = str(layer.weight.target)
         if name not in resolved and name not in full:
             _check_finite(get_tensor(gm, layer.weight), name)
-            full[name] = torch.ones(layer.weight_shape, dtype=torch.bool)
+            full[name] = _mask_of_unmasked(gm, layer, name)
         mask = resolved[name] if name in resolved else full[name]
         node.meta[META_KEY] = WeightAnnotation(name, mask, scores=pending.get(name))
+
+
+def _mask_of_unmasked(gm: fx.GraphModule, layer: Layer, name: str) -> torch.Tensor:
+    """Return a mask that keeps everything; of a weight computed from a masked tensor, what is not zero."""
+    names = cast("ModelNames", gm.meta[NAMES_KEY])
+    if any(name in made for source, made in names.folded.items() if source in names.masked):
+        return (get_tensor(gm, layer.weight) != 0).cpu()
+    return torch.ones(layer.weight_shape, dtype=torch.bool)
 
 
 def read_masks(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -85,6 +93,8 @@ def _resolve_names(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> dic
         canonical = names.aliases.get(name)
         if canonical is None:
             raise MaskError(f"Mask '{name}' belongs to no tensor of the model.{_suggest(name, used)}")
+        if canonical in names.masked:
+            continue
         _check_not_folded(name, names.folded.get(canonical, set()), mask)
         if canonical not in used:
             logger.debug("mask of '%s' left out: the model does not use that weight for these inputs", name)

@@ -18,7 +18,7 @@ from torch.fx.node import Argument, map_arg
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from fxprune.errors import UnsupportedError
-from fxprune.graph.constants import fold_constants, rewrite_products
+from fxprune.graph.constants import fold_constants, mask_constants, rewrite_products
 from fxprune.graph.door import check_call, check_inference, check_model, check_program, check_tensors, check_types
 from fxprune.graph.program import import_program
 from fxprune.graph.shapes import propagate_shapes, tidy
@@ -57,7 +57,10 @@ class Captured:
 
 
 def capture(
-    model: nn.Module | ExportedProgram | fx.GraphModule, args: tuple[object, ...], kwargs: Mapping[str, object]
+    model: nn.Module | ExportedProgram | fx.GraphModule,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    masks: Mapping[str, torch.Tensor] | None = None,
 ) -> Captured:
     """Capture a model in eval mode at the shapes of its example inputs; the model is not changed.
 
@@ -65,6 +68,8 @@ def capture(
         model: A module, a graph module, or an exported program.
         args: Example positional inputs.
         kwargs: Example keyword inputs.
+        masks: Masks by parameter name. Here they go into weights of layers whose input is constant, which are evaluated
+            once and for all; `annotate` takes care of the others.
 
     Returns:
         The graph with static shapes; its tensors share storage with the model.
@@ -86,6 +91,7 @@ def capture(
     propagate_shapes(gm, tuple(tree_flatten((args, dict(kwargs)))[0]))
     _specialise(gm)
     rewrite_products(gm)
+    mask_constants(gm, masks or {})
     fold_constants(gm)
     tidy(gm)
     check_inference(gm)

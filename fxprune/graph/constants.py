@@ -90,6 +90,28 @@ def fold_constants(gm: fx.GraphModule) -> None:
     _name_wholes(_names(gm))
 
 
+def mask_constants(gm: fx.GraphModule, masks: Mapping[str, torch.Tensor]) -> None:
+    """Multiply masks into tensors that only constant arithmetic reads, before that is evaluated.
+
+    Args:
+        gm: An imported graph; its own tensors are replaced, the user's are not written to.
+        masks: Bool masks by parameter name. Those that do not fit are left to `annotate`, and so are parts of a tensor
+            (of a prune hook or a parametrization).
+    """
+    constant = _find_constant_nodes(gm)
+    names = _names(gm)
+    for name, mask in masks.items():
+        target = names.aliases.get(name)
+        own = [node for node in gm.graph.nodes if node.op == "get_attr" and node.target == target]
+        readers = [user for node in own for user in node.users]
+        if target is None or not readers or _whole_of(target) is not None or not constant.issuperset(readers):
+            continue
+        tensor = find_tensor(gm, target)
+        if tensor is not None and tensor.shape == mask.shape:
+            store_tensor(gm, target, torch.where(mask.to(tensor.device), tensor, torch.zeros_like(tensor)))
+            names.masked.add(target)
+
+
 def _name_wholes(names: ModelNames) -> None:
     """Let a mask call a tensor by its usual name also where only its parts have names ("conv.weight_orig")."""
     for name, canonical in list(names.aliases.items()):

@@ -41,10 +41,12 @@ class ModelNames:
     Attributes:
         aliases: Every parameter and buffer name to the one name its tensor has in the graph (tied tensors share one).
         folded: Names that went into constant arithmetic, to the names of the constants that came out.
+        masked: Names of tensors that went into constant arithmetic with their masks multiplied in.
     """
 
     aliases: dict[str, str] = field(default_factory=dict)
     folded: dict[str, set[str]] = field(default_factory=dict)
+    masked: set[str] = field(default_factory=set)
 
 
 def import_program(program: ExportedProgram) -> fx.GraphModule:

@@ -168,3 +168,39 @@ def test_random_numbers_are_not_folded() -> None:
     model = Function(lambda _m, x: x + torch.rand(4)).eval()
     with pytest.raises(UnsupportedError, match="Node 'rand'"):
         capture(model, (torch.ones(4),), {})
+
+
+class TableNet(nn.Module):
+    """A network with a layer that reads a constant table, as the position biases of Swin v2 are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Buffer(torch.randn(5, 3))
+        self.bias_layer = nn.Linear(3, 4)
+        self.layer = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.layer(x) + torch.relu(self.bias_layer(self.table)).sum(1)
+        return result
+
+
+def test_mask_of_a_layer_that_reads_a_constant_is_multiplied_in_before_it_is_evaluated() -> None:
+    model, x = TableNet().double().eval(), torch.randn(2, 4, dtype=torch.float64)
+    weight = model.bias_layer.weight.detach().clone()
+    masks = {"bias_layer.weight": torch.rand(4, 3) < 0.5}
+    gm = capture(model, (x,), {}, masks).graph_module
+    annotate(gm, masks)
+    table = torch.relu(nn.functional.linear(model.table, weight * masks["bias_layer.weight"], model.bias_layer.bias))
+    torch.testing.assert_close(gm(x)[0], model.layer(x) + table.sum(1), rtol=1e-12, atol=1e-12)
+    assert torch.equal(model.bias_layer.weight, weight)
+
+
+def test_weight_computed_from_a_masked_tensor_keeps_its_zeros_as_mask() -> None:
+    model = Function(lambda m, x: F.linear(x, m.fc.weight * 2), fc=nn.Linear(4, 4)).eval()
+    mask = torch.eye(4, dtype=torch.bool)
+    gm = capture(model, (torch.randn(1, 4),), {}, {"fc.weight": mask}).graph_module
+    annotate(gm, {"fc.weight": mask})
+    (layer,) = layers(gm)
+    note = annotation_of(layer.node)
+    assert note is not None
+    assert torch.equal(note.mask, mask)
