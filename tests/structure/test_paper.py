@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from fxprune.annotation import RowGroup
 from fxprune.structure import paper
 from fxprune.structure.paper import PaperRule, regroup_paper
 from tests.structure.masks import BoolArray, draw_plain, keep_largest
@@ -71,9 +70,9 @@ def test_by_hand() -> None:
     mask[::2, :4] = True
     mask[1::2, 6:] = True
     mask[0, 9] = True
-    even, odd = regroup_paper(mask, PaperRule(parts=2, min_rows=4))
-    assert isinstance(even, RowGroup)
-    assert isinstance(odd, RowGroup)
+    blocks = regroup_paper(mask, PaperRule(parts=2, min_rows=4))
+    assert not isinstance(blocks, str)
+    even, odd = blocks
     assert (even.rows.tolist(), even.columns.tolist()) == ([0, 2, 4, 6], [0, 1, 2, 3])  # 4 > 1.5 * 1; 3 = 1.5 * 2
     assert odd.rows.tolist() == [1, 3, 5, 7]
     assert odd.columns.tolist() == [6, 7, 8]  # 3 > 1.5 * 1

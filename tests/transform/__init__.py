@@ -1,0 +1,1 @@
+"""Tests of refill and regroup on models."""
