@@ -16,6 +16,8 @@ from fxprune.channels.grid import BoolArray, IntArray, all_cells, arrange
 from fxprune.channels.record import LayerCut
 from fxprune.nodes import copy_meta, free_name, store_tensor
 
+_VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})
+
 
 @dataclass(frozen=True, eq=False)
 class _Wanted:
@@ -144,6 +146,12 @@ class Emitter:
             node = self.graph.create_node("get_attr", name, name=name.replace(".", "_"))
             self._constants[key] = _Wanted(name, tensor, node)
         return self._constants[key].node
+
+    def loosen_views(self) -> None:
+        """Let views copy where they must: operators on cut tensors lay out their results in other ways."""
+        for node in self.graph.nodes:
+            if node.target in _VIEWS:
+                node.target = torch.ops.aten.reshape.default
 
     def store_constants(self) -> None:
         """Store the constants; a cut constant keeps its name unless several cuts of it are needed."""

@@ -24,6 +24,7 @@ import torch
 from torch import fx
 
 from fxprune.channels.analysis import analyse
+from fxprune.channels.packed import split_packed
 from fxprune.channels.plan import ChannelPlan, make_plan
 from fxprune.channels.record import LayerCut
 from fxprune.channels.rewriter import Rewriter
@@ -69,6 +70,9 @@ class EliminateChannels(Pass):
     def _eliminate(self, gm: fx.GraphModule) -> tuple[bool, tuple[Refusal, ...]]:
         """Do one round; return whether the graph changed, and what stayed."""
         facts = analyse(gm)
+        if split_packed(gm, facts):
+            tidy(gm)
+            facts = analyse(gm)
         plan = make_plan(gm, facts, round_to=self.round_to, align=self.adds == "align")
         rewriter = Rewriter(gm, facts, plan.keep)
         with torch.no_grad():
@@ -80,6 +84,7 @@ class EliminateChannels(Pass):
         if not _is_smaller(rewriter.record, gm.graph, rewriter.graph):
             return False, refusals
         gm.graph = rewriter.graph
+        rewriter.loosen_views()
         rewriter.store_constants()
         gm.meta.setdefault("channel_cuts", []).append(tuple(rewriter.record))
         return True, refusals

@@ -17,7 +17,7 @@ from fxprune.channels.rules.join import CatRule, ExpandRule
 from fxprune.channels.rules.layer import LayerRule
 from fxprune.channels.rules.passing import PassingRule, Values
 from fxprune.channels.rules.pointwise import PointwiseRule, is_pointwise
-from fxprune.channels.rules.shape import SPLITS, ItemRule, MoveRule, PieceRule
+from fxprune.channels.rules.shape import PIECES, SPLITS, ItemRule, MoveRule, PieceRule
 
 _aten = torch.ops.aten
 
@@ -89,7 +89,7 @@ _POINTWISES = (
     _aten._to_copy.default,
     _aten.to.dtype,
 )
-_MOVES = (
+MOVES = (
     _aten.view.default,
     _aten._unsafe_view.default,
     _aten.reshape.default,
@@ -111,8 +111,8 @@ _MOVES = (
 RULES: dict[object, Rule] = {
     **dict.fromkeys(_LAYERS, _LAYER),
     **dict.fromkeys(_POINTWISES, _POINTWISE),
-    **dict.fromkeys(_MOVES, _MOVE),
-    **dict.fromkeys((*SPLITS, _aten.slice.Tensor, _aten.select.int), _PIECE),
+    **dict.fromkeys(MOVES, _MOVE),
+    **dict.fromkeys((*SPLITS, *PIECES), _PIECE),
     operator.getitem: ItemRule(),
     _aten.cat.default: CatRule(),
     _aten.expand.default: ExpandRule(),

@@ -218,6 +218,11 @@ SPLITS = frozenset(
         _aten.tensor_split.indices,
     }
 )
+"""Operators that part an axis into several tensors."""
+
+
+PIECES = frozenset({_aten.slice.Tensor, _aten.select.int})
+"""Operators that take one part of an axis."""
 
 
 def cut_piece(piece: fx.Node, item: fx.Node, index: int, rewriter: Rewriter) -> None:
