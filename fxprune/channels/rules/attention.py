@@ -1,4 +1,8 @@
-"""Fused attention: query and key dimensions go when either side is 0, value dimensions when they are constant."""
+"""Fused attention: which dimensions of query, key and value go.
+
+A dimension of query and key goes where the query is 0, and where the key is any constant: it adds one number to a row
+of logits, which the softmax takes away again. A constant query dimension stays. A constant value dimension passes.
+"""
 
 from __future__ import annotations
 
@@ -58,10 +62,10 @@ class AttentionRule(Rule):
         needed = facts.used[ids] & facts.varies(ids)
         facts.use(facts.of(heads.value).ids, _reduce(needed, facts.of(heads.value).grid))
         head = np.asarray(needed.any(axis=-1, keepdims=True))
-        for own, other in ((heads.query, heads.key), (heads.key, heads.query)):
-            grid = facts.of(own).grid
-            live = np.broadcast_to(head, [*head.shape[:-1], grid[-1]]) & ~facts.is_zero(facts.of(other).ids)
-            facts.use(facts.of(own).ids, _reduce(live, grid))
+        query, key = facts.of(heads.query).ids, facts.of(heads.key).ids
+        live = np.broadcast_to(head, [*head.shape[:-1], query.shape[-1]])
+        facts.use(query, _reduce(live & ~(facts.kind[key] == Kind.CONST), query.shape))
+        facts.use(key, _reduce(live & ~facts.is_zero(query), key.shape))
 
     def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
         """Emit with an explicit scale, the one of the original head size."""

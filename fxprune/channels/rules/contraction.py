@@ -18,6 +18,9 @@ from fxprune.nodes import bind
 
 _aten = torch.ops.aten
 _PASSED = frozenset({_aten.clone.default, _aten._to_copy.default})
+_SOFTMAXES = frozenset({_aten._softmax.default, _aten.softmax.int})
+_SCALINGS = frozenset({_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.div.Scalar})
+_VIEWS = frozenset({_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default})
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,9 @@ class ContractionRule(Rule):
             return
         joint = pair.to_joint(facts.of(node).ids, pair.letters.result)
         needed = facts.used[joint] & facts.varies(joint)
-        for own, other in ((pair.left, pair.right), (pair.right, pair.left)):
-            full = np.broadcast_to(needed & ~facts.is_zero(other), pair.grid)
+        cancels = (facts.kind[pair.right] == Kind.CONST) & feeds_softmax(node, pair.letters)
+        for own, ends in ((pair.left, facts.is_zero(pair.right) | cancels), (pair.right, facts.is_zero(pair.left))):
+            full = np.broadcast_to(needed & ~ends, pair.grid)
             axes = tuple(axis for axis, size in enumerate(own.shape) if size < pair.grid[axis])
             facts.use(own, np.asarray(full.any(axis=axes, keepdims=True)))
 
@@ -206,11 +210,38 @@ def _sums_to_one(node: fx.Node, pair: Pair) -> bool:
     source = pair.nodes[0]
     while source.target in _PASSED:
         source = cast("fx.Node", source.args[0])
-    if source.target not in (_aten._softmax.default, _aten.softmax.int) or len(pair.summed_axes) != 1:
+    if source.target not in _SOFTMAXES or len(pair.summed_axes) != 1:
         return False
     axis = int(cast("int", bind(source)["dim"])) % len(pair.letters.left)
     letter = pair.letters.joint[pair.summed_axes[0]]
     return pair.letters.left[axis] == letter and pair.grid[pair.summed_axes[0]] == 1
+
+
+def feeds_softmax(node: fx.Node, letters: Letters) -> bool:
+    """Return whether a product goes only into a softmax over the last axis, which only the second operand has.
+
+    What is added to a whole row of logits then changes nothing. On the way the product may be scaled by numbers, added
+    to anything, and viewed with the last axis left alone.
+    """
+    last = letters.result[-1]
+    if last in letters.left or last not in letters.right:
+        return False
+    extent = node.meta["val"].shape[-1]
+    while True:
+        if len(node.users) != 1:
+            return False
+        source, node = node, next(iter(node.users))
+        if node.op != "call_function" or not isinstance(node.meta["val"], torch.Tensor):
+            return False
+        if node.meta["val"].shape[-1:] != (extent,):
+            return False
+        if node.target in _SOFTMAXES:
+            return int(cast("int", bind(node)["dim"])) in (-1, node.meta["val"].ndim - 1)
+        scaled = node.target in _SCALINGS and not isinstance(node.args[1], fx.Node) and node.args[0] is source
+        added = node.target is _aten.add.Tensor and node.args[0] is not node.args[1] and not node.kwargs
+        viewed = node.target in _VIEWS
+        if not (scaled or added or viewed or node.target in _PASSED):
+            return False
 
 
 def _emit_pair(node: fx.Node, pair: Pair, rewriter: Rewriter) -> None:
