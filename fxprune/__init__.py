@@ -13,7 +13,7 @@ from fxprune.errors import (
     VerifyError,
 )
 from fxprune.masks import load_masks, save_masks
-from fxprune.transform import ChangedMasks, MaskChange, refill, regroup
+from fxprune.transform import ChangedMasks, MaskChange, find_coupled, refill, regroup, saliency
 
 __all__ = [
     "ArtifactError",
@@ -28,8 +28,10 @@ __all__ = [
     "UnsupportedError",
     "VerifyError",
     "compile",
+    "find_coupled",
     "load_masks",
     "refill",
     "regroup",
+    "saliency",
     "save_masks",
 ]
