@@ -134,6 +134,21 @@ class Lottery(Generic[Batch]):
         kept = resolve_masks(self._make_model(), masks)
         return self._train(f"ticket-{name}", kept, self.find_start(start), start=start)
 
+    def read(self, name: str) -> Ticket:
+        """Return a ticket that `train` has finished.
+
+        Args:
+            name: Its name.
+
+        Raises:
+            ArtifactError: It is not finished.
+        """
+        _check_name(name)
+        ticket = self._read(f"ticket-{name}")
+        if ticket is None:
+            raise ArtifactError(f"{self._folder} has no finished ticket {name!r}; train it first.")
+        return ticket
+
     def find_start(self, start: Start) -> Snapshot:
         """Return the snapshot that a training begins with; the dense network is trained first if it is needed.
 

@@ -1,0 +1,45 @@
+"""One seed in a process of its own, on one thread: the seeds run side by side, one a core.
+
+Example:
+    python -m benchmarks.ticket.worker default 16 0 build/ticket/default-16
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.ticket.preset import PRESETS
+from benchmarks.ticket.rows import train_seed, write_rows
+from fxprune.lottery import Lottery
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train all arms of one seed.
+
+    Args:
+        arguments: Name of the preset, epochs, seed, folder of the experiment.
+    """
+    name, epochs, seed, folder = arguments
+    torch.set_num_threads(1)
+    preset = PRESETS[name].with_epochs(int(epochs))
+    with Lottery(preset.make_task(), preset.make_plan(int(seed)), find_seed_folder(Path(folder), int(seed))) as lottery:
+        write_rows(find_rows_file(Path(folder), int(seed)), train_seed(preset, lottery))
+    return 0
+
+
+def find_seed_folder(folder: Path, seed: int) -> Path:
+    """Return the folder of one seed's lottery."""
+    return folder / f"seed-{seed}"
+
+
+def find_rows_file(folder: Path, seed: int) -> Path:
+    """Return the file of one seed's rows."""
+    return folder / f"seed-{seed}.json"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
