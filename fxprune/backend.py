@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import fx
@@ -36,6 +36,25 @@ logger = logging.getLogger(__name__)
 _LIBRARIES = ("fxprune", "torch", "apache-tvm", "apache-tvm-ffi")
 
 
+@dataclass(frozen=True)
+class MaskFacts:
+    """What the report says of the masks.
+
+    Attributes:
+        kept_weight: Share of |w| that the mask keeps, by parameter name.
+        families: The structure of each mask, by parameter name.
+        function_change: Whether the result equals the masked model.
+    """
+
+    kept_weight: Mapping[str, float]
+    families: Mapping[str, str]
+    function_change: str
+
+    def explain(self, name: str, reason: str) -> str:
+        """Put the structure of a weight's mask, if it has one, before the reason for its kernel."""
+        return f"{self.families[name]}; {reason}" if name in self.families else reason
+
+
 def prepare_target(target: str | Mapping[str, object], threads: int | None) -> CpuTarget:
     """Read the target and the number of threads.
 
@@ -50,8 +69,7 @@ def build(
     captured: Captured,
     inputs: Sequence[object],
     records: Sequence[PassRecord],
-    kept_weight: Mapping[str, float],
-    function_change: str,
+    facts: MaskFacts,
     target: CpuTarget,
     *,
     measure: bool,
@@ -63,8 +81,7 @@ def build(
         captured: The graph after all passes.
         inputs: Flat example inputs.
         records: What the passes did.
-        kept_weight: Share of |w| that the mask keeps, by parameter name.
-        function_change: Whether the result equals the masked model, for the report.
+        facts: What the report says of the masks.
         target: The CPU.
         measure: Choose by timing on this machine.
         start: `time.perf_counter` when the compilation began.
@@ -79,10 +96,10 @@ def build(
         target=target.description,
         threads=target.threads,
         input_shapes=tuple(tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor)),
-        layers=tuple(_report_layers(gm, cases, choices, obstacles, kept_weight, program)),
+        layers=tuple(_report_layers(gm, cases, choices, obstacles, facts, program)),
         passes=tuple(asdict(record) for record in records),
         refusals=tuple((refusal.node, refusal.reason) for record in records for refusal in record.refusals),
-        function_change=function_change,
+        function_change=facts.function_change,
         whole_model=verdict,
         overhead=profile(program, inputs) if measure and program.kernels else None,
         compile_seconds=time.perf_counter() - start,
@@ -159,7 +176,7 @@ def _report_layers(
     cases: Mapping[fx.Node, Case],
     choices: Mapping[fx.Node, Choice],
     obstacles: Mapping[fx.Node, str],
-    kept_weight: Mapping[str, float],
+    facts: MaskFacts,
     program: Program,
 ) -> list[LayerReport]:
     reports = []
@@ -186,12 +203,12 @@ def _report_layers(
                 density=annotation.density,
                 stored_density=stored / max(1, annotation.mask.numel()),
                 heights=case.pattern.heights() if case is not None and schedule is not None else {},
-                kept_weight=kept_weight.get(annotation.name, 1.0),
+                kept_weight=facts.kept_weight.get(annotation.name, 1.0),
                 kernel=choice.kernel,
                 predicted_us=choice.predicted_us,
                 measured_us=choice.measured_us,
                 dense_us=choice.dense_us,
-                reason=choice.reason,
+                reason=facts.explain(annotation.name, choice.reason),
                 parameters=annotation.nnz,
                 size_bytes=dense_bytes if packed_bytes is None else packed_bytes,
                 dense_size_bytes=dense_bytes,

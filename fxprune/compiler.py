@@ -19,7 +19,7 @@ from fxprune.masks import kept_weight_shares, open_masks
 from fxprune.passes import default_pipeline, run_passes
 from fxprune.passes.final_masks import FinalMasks
 from fxprune.transform.change import describe_structure
-from fxprune.transform.layers import find_scores
+from fxprune.transform.layers import find_families, find_scores
 
 
 def compile(  # noqa: A001  # the public name; torch.compile has it too
@@ -78,9 +78,12 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         final = FinalMasks(kept)
         records = run_passes(captured.graph_module, pipeline, (final,))
         flat = tree_leaves((args, dict(kwargs)))
-        change = describe_structure(structure, model, kept, final.masks)
-        shares = kept_weight_shares(model, final.masks)
-        built = backend.build(captured, flat, records, shares, change, cpu, measure=chosen.measure, start=start)
+        facts = backend.MaskFacts(
+            kept_weight_shares(model, final.masks),
+            find_families(model, final.masks),
+            describe_structure(structure, model, kept, final.masks),
+        )
+        built = backend.build(captured, flat, records, facts, cpu, measure=chosen.measure, start=start)
         compiled.set_masks(final.masks)
         del captured
         backend.release_unused()

@@ -17,6 +17,7 @@ from fxprune.masks import open_masks
 from fxprune.masks.names import find_weights
 from fxprune.nodes import bind
 from fxprune.structure.cells import Cells, Changed
+from fxprune.structure.families import name_family
 from fxprune.transform.change import ChangedMasks, measure_change
 
 Model = nn.Module | ExportedProgram | fx.GraphModule
@@ -159,6 +160,25 @@ def find_scores(model: Model, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     weights = find_weights(model).tensors
     return {name: weights[name].detach() for name in masks}
+
+
+def find_families(model: Model, masks: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the structure of each mask in a sentence, e.g. "row groups of column vectors: ...".
+
+    Args:
+        model: The model; gives conv groups and orientation.
+        masks: Checked masks.
+    """
+    geometries = find_geometries(model)
+    families = {}
+    for name, mask in masks.items():
+        geometry = geometries.get(name, Geometry())
+        if geometry.transposed:
+            families[name] = "dense" if bool(mask.all()) else "not looked at: a transposed convolution"
+            continue
+        kernel = int(np.prod(mask.shape[2:], dtype=np.int64))
+        families[name] = name_family(_flatten(mask), geometry.conv_groups, kernel)
+    return families
 
 
 def find_geometries(model: Model) -> dict[str, Geometry]:
