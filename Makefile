@@ -7,7 +7,7 @@ STAMP := $(VENV)/.fxprune-installed
 DUMP ?= build/dump
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench format check golden dump metrics clean
+.PHONY: help setup demo ticket test test-all bench format check golden dump metrics clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: $(STAMP) ## the fast tests
 
 test-all: $(STAMP) ## every test, slow ones too, with ten times the random examples
 	$(BIN)/python -m pytest -m "slow or not slow" --hypothesis-profile=long $(ARGS)
+
+ticket: $(STAMP) ## find lottery tickets on real images, retrain, compile and time them; goes on where it was stopped
+	$(BIN)/python -m benchmarks.ticket $(ARGS)
 
 bench: ARGS ?= --model resnet50 --batch 1 --sparsity 0.8 --structure rowgroup
 bench: $(STAMP) ## one benchmark row, all engines side by side; ARGS="--model vgg16_bn --batch 16 ..."

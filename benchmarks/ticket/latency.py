@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-import fxprune
 from benchmarks.neighbours import NeighbourWatch
-from benchmarks.ticket.arms import ARMS
+from benchmarks.ticket.arms import ARMS, IMP
+from benchmarks.ticket.engines import Built, build_dense, build_ticket
 from benchmarks.ticket.preset import Preset
 from benchmarks.ticket.rows import DENSE, find_arm_ticket
 from benchmarks.ticket.worker import find_seed_folder
@@ -22,13 +20,16 @@ from fxprune.lottery import Lottery
 SCHEDULE = Schedule(rounds=7, warmup_seconds=0.02, block_seconds=0.06)
 """Calls take from 50 microseconds to some milliseconds: a block is some tens of calls and more."""
 
-TOLERANCE = 1e-5
-"""Largest error of a compiled ticket against the masked network in float64, as a share of the largest output."""
+OnStep = Callable[[str], None]
+"""Told what is done next."""
+
+_Key = tuple[str, int, str]
+"""Arm, round and engine."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """One compiled network at one batch size.
+    """One network at one batch size.
 
     Attributes:
         arm: Name of the arm; "dense" for the dense network.
@@ -53,24 +54,14 @@ class Latency:
     macs_run: int
 
 
-@dataclass(frozen=True)
-class _Built:
-    """A callable that is ready to be timed, and what is known about it."""
-
-    key: tuple[str, int, str]
-    call: Callable[[], Tensor]
-    error: float | None = None
-    macs: tuple[int, int, int] = field(default=(0, 0, 0))
-
-
 def list_timed(preset: Preset) -> list[tuple[str, int]]:
-    """List the arms and rounds that have masks of their own."""
-    arms = ["imp", *(arm.name for arm in ARMS if not arm.mask_of)]
+    """List the arms and rounds that have masks of their own, the dense network first."""
+    arms = [IMP.name, *(arm.name for arm in ARMS if not arm.mask_of)]
     return [(DENSE, 0), *((arm, number) for number in preset.at for arm in arms)]
 
 
 def time_tickets(
-    preset: Preset, seed: int, folder: Path, batches: Sequence[int], threads: int, on_step: Callable[[str], None]
+    preset: Preset, seed: int, folder: Path, batches: Sequence[int], threads: int, on_step: OnStep
 ) -> tuple[list[Latency], float | None]:
     """Compile and time the tickets of one seed.
 
@@ -89,65 +80,41 @@ def time_tickets(
         ValueError: A compiled ticket gives a wrong output.
     """
     torch.set_num_threads(threads)
-    task = preset.make_task()
-    with Lottery(task, preset.make_plan(seed), find_seed_folder(folder, seed)) as lottery:
-        tickets = {key: find_arm_ticket(lottery, *key) for key in list_timed(preset)}
-        models = {
-            key: lottery.build(ticket).to(memory_format=torch.contiguous_format) for key, ticket in tickets.items()
-        }
-    pixels, _ = next(iter(task.loader))
     found: list[Latency] = []
     busy: list[float] = []
     for batch in batches:
-        x = pixels.repeat(-(-batch // len(pixels)), 1, 1, 1)[:batch].contiguous()
-        built = [*_build_torch(models[DENSE, 0], x)]
-        for key, ticket in tickets.items():
-            on_step(f"batch {batch}: compiling {key[0]} {key[1] or ''}")
-            built.append(_compile(key, models[key], ticket.masks, x, threads))
+        built = _build_all(preset, seed, folder, batch, threads, on_step)
         on_step(f"batch {batch}: timing")
         watch = NeighbourWatch()
-        timings = time_interleaved({str(item.key): item.call for item in built}, SCHEDULE)
+        found += _time_all(built, batch)
         busy += [cores for cores in [watch.read_cores()] if cores is not None]
-        macs = next(item.macs for item in built if item.key == (DENSE, 0, "fxprune"))
-        for item in built:
-            median = timings[str(item.key)].median_ms
-            found.append(Latency(*item.key, batch, median, item.error, *(item.macs if item.macs[0] else macs)))
     return found, max(busy, default=None)
 
 
-def _build_torch(model: nn.Module, x: Tensor) -> list[_Built]:
-    import torch._dynamo
-    import torch._inductor.config
+def _build_all(preset: Preset, seed: int, folder: Path, batch: int, threads: int, on_step: OnStep) -> dict[_Key, Built]:
+    """Build every network on the first test images."""
+    _, tests = preset.read_images()
+    pixels, _ = next(iter(tests))
+    x = pixels.repeat(-(-batch // len(pixels)), 1, 1, 1)[:batch].contiguous()
+    built: dict[_Key, Built] = {}
+    with Lottery(preset.make_task(), preset.make_plan(seed), find_seed_folder(folder, seed)) as lottery:
+        for arm, number in list_timed(preset):
+            on_step(f"batch {batch}: compiling {arm} {number or ''}")
+            ticket = find_arm_ticket(lottery, arm, number)
+            model = lottery.build(ticket).to(memory_format=torch.contiguous_format)
+            for engine in [
+                build_ticket(model, ticket.masks, x, threads),
+                *(build_dense(model, x) if not number else []),
+            ]:
+                built[arm, number, engine.engine] = engine
+    return built
 
-    torch._inductor.config.freezing = True
-    torch._dynamo.reset()
-    last = x.to(memory_format=torch.channels_last)
-    compiled = torch.compile(model, dynamic=False)
-    with torch.no_grad():
-        compiled(last)
+
+def _time_all(built: dict[_Key, Built], batch: int) -> list[Latency]:
+    names = {key: " ".join(map(str, key)) for key in built}
+    timings = time_interleaved({names[key]: engine for key, engine in built.items()}, SCHEDULE)
+    dense = built[DENSE, 0, "fxprune"].macs or (0, 0, 0)
     return [
-        _Built((DENSE, 0, "eager"), lambda: _call(model, last)),
-        _Built((DENSE, 0, "torch.compile"), lambda: _call(compiled, last)),
+        Latency(*key, batch, timings[names[key]].median_ms, engine.error, *(engine.macs or dense))
+        for key, engine in built.items()
     ]
-
-
-def _call(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x)
-
-
-def _compile(key: tuple[str, int], model: nn.Module, masks: Mapping[str, Tensor], x: Tensor, threads: int) -> _Built:
-    compiled = fxprune.compile(model, masks or None, example_inputs=(x,), options={"threads": threads})
-    error = _find_error(model, compiled, x)
-    if not error <= TOLERANCE:
-        raise ValueError(f"the compiled ticket {key} has an error of {error:.1e} of the largest output")
-    totals = compiled.report.totals()
-    macs = (totals.macs_dense, totals.macs_kept, totals.macs_run)
-    return _Built((*key, "fxprune"), lambda: _call(compiled, x), error, macs)
-
-
-def _find_error(model: nn.Module, compiled: nn.Module, x: Tensor) -> float:
-    """Compare with the network in float64; its pruned weights are zero already."""
-    with torch.no_grad():
-        expected = copy.deepcopy(model).double()(x.double())
-        return float((compiled(x).double() - expected).abs().max() / expected.abs().max())

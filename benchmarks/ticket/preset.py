@@ -48,8 +48,7 @@ class Preset:
 
     def make_task(self) -> Task[Labelled]:
         """Read the images and make the task."""
-        train, test = split_images(_READERS[self.data](), self.per_class, SPLIT_SEED)
-        tests = Batches(test, _EVALUATION_BATCH, train=False, statistics=train)
+        train, tests = self.read_images()
         side = train.pixels.shape[-1]
         return Task(
             make_model=lambda: TicketNet(self.widths, side).prefer_channels_last(),
@@ -59,6 +58,11 @@ class Preset:
             make_scheduler=self.recipe.make_scheduler,
             evaluate=lambda model: measure_accuracy(model, tests),
         )
+
+    def read_images(self) -> tuple[Images, Batches]:
+        """Read the training images, and the test images in batches."""
+        train, test = split_images(_READERS[self.data](), self.per_class, SPLIT_SEED)
+        return train, Batches(test, _EVALUATION_BATCH, train=False, statistics=train)
 
     def with_epochs(self, epochs: int | None) -> Preset:
         """Return the preset with another number of epochs, the milestones at the same shares of them."""
