@@ -69,7 +69,7 @@ class VectorRule:
         if self.efficiency:
             check_efficiency(self.efficiency)
         elif self.leftovers == "time":
-            raise ValueError("leftovers='time' needs to know the target's efficiency; name a target")
+            raise ValueError("leftovers='time' needs to know how fast the target's kernels are; give efficiency")
 
 
 RegroupRule = VectorRule | PaperRule

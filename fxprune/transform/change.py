@@ -163,7 +163,7 @@ def describe_structure(
 
 
 def log_change(what: str, masks: ChangedMasks) -> None:
-    """Say what changed: one line, and a warning for each mask that stayed as it was.
+    """Say what changed in one line, and in a second one, a warning, how many masks stayed as they were.
 
     Args:
         what: "refill" or "regroup".
@@ -171,4 +171,9 @@ def log_change(what: str, masks: ChangedMasks) -> None:
     """
     logger.info("%s: %s", what, masks)
     for name, reason in masks.refusals.items():
-        logger.warning("%s left %s as it was: %s", what, name, reason)
+        logger.debug("%s left %s as it was: %s", what, name, reason)
+    if masks.refusals:
+        name, reason = next(iter(masks.refusals.items()))
+        logger.warning(
+            "%s left %d of %d masks as they were: %s: %s", what, len(masks.refusals), len(masks), name, reason
+        )

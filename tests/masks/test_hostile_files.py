@@ -68,6 +68,17 @@ def test_whole_module_is_refused_even_if_trusted(tmp_path: Path) -> None:
     assert "save its state_dict()" in read_message(tmp_path / "module.pt", trusted=True)
 
 
+class Packed(Tensor):
+    """A tensor of a class of its own, as sparse formats of quantisation libraries are."""
+
+
+def test_tensors_of_other_classes_are_refused(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(5, 9).as_subclass(Packed)}, tmp_path / "packed.pt")
+    message = read_message(tmp_path / "packed.pt")
+    assert "Packed" in message
+    assert "a plain dict of tensors" in message
+
+
 @pytest.mark.parametrize(
     "name", ["../other.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..\\x.safetensors", "x.pt", 3]
 )

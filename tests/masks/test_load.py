@@ -114,6 +114,12 @@ def test_buffers_of_the_network_itself_are_no_masks() -> None:
     check_equal(load_masks(state), masks)
 
 
+def test_dense_layers_have_no_mask() -> None:
+    """ModelOpt keeps None where a layer is dense."""
+    mask = make_masks()["fc.weight"]
+    check_equal(load_masks({"conv._weight_mask": None, "fc._weight_mask": mask}), {"fc.weight": mask})
+
+
 def test_masks_in_memory_where_true_means_pruned() -> None:
     masks = make_masks()
     pruned = {name: ~mask for name, mask in masks.items()}

@@ -81,7 +81,7 @@ def test_transposed_convolution_is_refused_and_said(caplog: pytest.LogCaptureFix
     assert set(found.refusals) == {"3.weight"}
     assert "not its output channels" in found.refusals["3.weight"]
     assert torch.equal(found["3.weight"], masks["3.weight"])
-    assert "left 3.weight as it was" in caplog.text
+    assert "refill left 1 of 5 masks as they were: 3.weight: a transposed convolution" in caplog.text
 
 
 def test_graphs_and_programs_know_transposed_and_grouped_convolutions_too() -> None:

@@ -84,7 +84,7 @@ def test_options_arrive() -> None:
         ({"method": "hmetis"}, "'vectors' or 'paper'"),
         ({"density": 2.0}, r"density is 2.0"),
         ({"unit": "block"}, "unit is 'block'"),
-        ({"leftovers": "time"}, "name a target"),
+        ({"leftovers": "time"}, "give efficiency"),
         ({"method": "paper", "parts": 0}, "out of range"),
     ],
 )
