@@ -45,8 +45,8 @@ def arrange(kept: BoolArray) -> IntArray | None:
         kept: Which cells stay, in the grid's shape.
 
     Returns:
-        The cells in order, or None if they do not fill a box: along every axis all lines that keep something must keep
-        equally many.
+        The cells in order, or None if they do not fill a box: all lines along the last axis that keep something must
+        keep equally many (not the same ones), and so must the lines of such lines.
     """
     sizes = box_sizes(kept)
     cells = np.flatnonzero(kept)
@@ -56,8 +56,10 @@ def arrange(kept: BoolArray) -> IntArray | None:
 
 
 def box_sizes(kept: BoolArray) -> Shape:
-    """Return the largest number of kept cells of any line along each axis; [4, 3] kept as a box 2 x 3 gives (2, 3)."""
-    return tuple(int(kept.sum(axis=axis).max(initial=0)) for axis in range(kept.ndim))
+    """Return the box that the kept cells would fill: cells of the fullest line of the last axis, lines, and so on."""
+    if kept.ndim == 0:
+        return ()
+    return (*box_sizes(np.asarray(kept.any(axis=-1))), int(kept.sum(axis=-1).max(initial=0)))
 
 
 def even_lines(kept: BoolArray) -> BoolArray:
@@ -71,7 +73,9 @@ def even_lines(kept: BoolArray) -> BoolArray:
     """
     if arrange(kept) is not None:
         return kept
-    lines = fill_lines(kept.reshape(-1, kept.shape[-1])).reshape(kept.shape)
+    last = max((axis for axis, size in enumerate(kept.shape) if size > 1), default=0)
+    turned = np.moveaxis(kept, last, -1)
+    lines = np.moveaxis(fill_lines(turned.reshape(-1, turned.shape[-1])).reshape(turned.shape), -1, last)
     if arrange(lines) is not None:
         return lines
     box = np.ones_like(kept)

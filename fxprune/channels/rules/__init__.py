@@ -13,6 +13,7 @@ from fxprune.channels.rules.attention import AttentionRule
 from fxprune.channels.rules.base import InputRule, OutputRule, Rule, is_activation
 from fxprune.channels.rules.contraction import ContractionRule
 from fxprune.channels.rules.embedding import EmbeddingRule
+from fxprune.channels.rules.index_add import IndexAddRule
 from fxprune.channels.rules.join import CatRule, ExpandRule
 from fxprune.channels.rules.layer import LayerRule
 from fxprune.channels.rules.passing import PassingRule, Values
@@ -116,6 +117,7 @@ RULES: dict[object, Rule] = {
     operator.getitem: ItemRule(),
     _aten.cat.default: CatRule(),
     _aten.expand.default: ExpandRule(),
+    _aten.index_add.default: IndexAddRule(),
     _aten.matmul.default: ContractionRule(),
     _aten.bmm.default: ContractionRule(),
     _aten.einsum.default: ContractionRule(),

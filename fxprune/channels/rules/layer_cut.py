@@ -10,6 +10,7 @@ from torch import fx
 from torch.fx.node import Argument
 
 from fxprune.annotation import META_KEY, WeightAnnotation
+from fxprune.channels.adapt import select
 from fxprune.channels.facts import Kind
 from fxprune.channels.fold import (
     cells_of,
@@ -77,7 +78,11 @@ def rewrite_layer(layer: Layer, rewriter: Rewriter) -> None:
     source = rewriter.facts.of(layer.input)
     shape = [1] * len(source.shape)
     shape[axis] = -1
-    x = rewriter.fetch(layer.input, wanted.reshape(shape)) if source.ids.size > 1 else rewriter.fetch_full(layer.input)
+    if source.ids.size > 1:
+        x = rewriter.fetch(layer.input, wanted.reshape(shape))
+    else:  # nothing is known of single channels: all are there
+        whole_input = rewriter.fetch_full(layer.input)
+        x = select(rewriter, layer.input, whole_input, axis, wanted, layer.input.meta["val"].shape[axis])
     new = _emit_layer(layer, rewriter, x, whole)
     rewriter.put(node, new, kept)
 

@@ -32,7 +32,7 @@ def rewrite_pointwise(node: fx.Node, operands: Sequence[Operand], rewriter: Rewr
     if wanted is None:
         rewriter.drop(node)
         return
-    base = _choose_base(node, operands, rewriter, wanted)
+    base = _choose_base(node, operands, rewriter)
     if base is not None:
         held = rewriter.held(base.node)
         assert held is not None
@@ -49,15 +49,15 @@ def rewrite_pointwise(node: fx.Node, operands: Sequence[Operand], rewriter: Rewr
     rewriter.put(node, rewriter.emit(node.target, args, node, kwargs), wanted)
 
 
-def _choose_base(node: fx.Node, operands: Sequence[Operand], rewriter: Rewriter, wanted: IntArray) -> Operand | None:
-    """Return the operand whose channels the result takes over: the smallest that holds all wanted."""
+def _choose_base(node: fx.Node, operands: Sequence[Operand], rewriter: Rewriter) -> Operand | None:
+    """Return the operand whose channels the result takes over: the smallest that holds all that are needed."""
     grid = rewriter.facts.of(node).grid
     found: list[tuple[int, int, Operand]] = []
     for index, operand in enumerate(operands):
         if operand.ids is None or operand.ids.shape != grid:
             continue
         held = rewriter.held(operand.node)
-        if held is not None and bool(np.isin(wanted, held).all()):
+        if held is not None and rewriter.suffices(node, held):
             found.append((held.size, index, operand))
     return min(found)[2] if found else None
 

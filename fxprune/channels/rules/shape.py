@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import fx
-from torch.fx.node import Argument
+from torch.fx.node import Argument, map_arg
 
 from fxprune.channels.adapt import select
 from fxprune.channels.facts import Cells, Facts, Kind
@@ -23,8 +23,8 @@ from fxprune.channels.grid import (
     spread,
 )
 from fxprune.channels.rewriter import Rewriter
-from fxprune.channels.rules.base import Rule
-from fxprune.nodes import bind
+from fxprune.channels.rules.base import Rule, is_constant, pin_inputs, set_opaque
+from fxprune.nodes import bind, get_tensor
 
 _aten = torch.ops.aten
 _SIZED = frozenset({_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default})
@@ -80,7 +80,8 @@ class MoveRule(Rule):
         cells = facts.of(cast("fx.Node", node.args[0]))
         (elements,) = probe(node, number(cells.shape), node.args[1:])
         facts.cells[node] = Cells(tuple(elements.shape), moved_ids(cells, elements, facts))
-        facts.boxes.append(facts.of(node).ids)
+        if node.target in _SIZED:
+            facts.boxes.append(facts.of(node).ids)
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
         """The ids are the same; use of new ones goes back to the old."""
@@ -149,24 +150,29 @@ def pass_moved(facts: Facts) -> None:
 
 
 class PieceRule(Rule):
-    """A part of one axis: slice, select, and the items of split, chunk, unbind."""
+    """A part of one axis: slice, select, index_select with constant indices, and the items of split, chunk, unbind."""
 
     def forward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
         """Take the ids of the part along."""
+        if not _is_injective(gm, node):
+            set_opaque(node, facts)
+            return
         cells = facts.of(cast("fx.Node", node.args[0]))
-        pieces = probe(node, number(cells.shape), node.args[1:])
+        pieces = probe(node, number(cells.shape), known_arguments(gm, node))
         made = [Cells(tuple(piece.shape), moved_ids(cells, piece, facts)) for piece in pieces]
         single = isinstance(node.meta["val"], torch.Tensor)
         facts.cells[node] = made[0] if single else made
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
         """The ids are the same; use of new ones goes back to the old."""
+        if not _is_injective(gm, node):
+            pin_inputs(node, facts)
         pass_moved(facts)
 
     def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
         """Emit each piece as a part of what is left of the axis."""
         source = cast("fx.Node", node.args[0])
-        if rewriter.is_whole(source):
+        if rewriter.is_whole(source) or not _is_injective(rewriter.gm, node):
             rewriter.copy_full(node)
             return
         if isinstance(node.meta["val"], torch.Tensor):
@@ -175,6 +181,17 @@ class PieceRule(Rule):
         for user in node.users:
             assert user.target is operator.getitem
         rewriter.put_items(node, None, [None] * len(node.meta["val"]))
+
+
+def _is_injective(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Return whether a node takes every element at most once; indices may be repeated, or not known."""
+    if node.target is not _aten.index_select.default:
+        return True
+    index = node.args[2]
+    if not is_constant(index):
+        return False
+    values = get_tensor(gm, cast("fx.Node", index)).cpu().numpy()
+    return int(np.unique(values).size) == values.size
 
 
 class ItemRule(Rule):
@@ -221,7 +238,7 @@ SPLITS = frozenset(
 """Operators that part an axis into several tensors."""
 
 
-PIECES = frozenset({_aten.slice.Tensor, _aten.select.int})
+PIECES = frozenset({_aten.slice.Tensor, _aten.select.int, _aten.index_select.default})
 """Operators that take one part of an axis."""
 
 
@@ -241,7 +258,7 @@ def cut_piece(piece: fx.Node, item: fx.Node, index: int, rewriter: Rewriter) -> 
         return
     cells, result = rewriter.facts.of(source), rewriter.facts.of(item)
     before = spread(held, cells.shape, cells.grid)
-    places = probe(piece, number(cells.shape), piece.args[1:])[index]
+    places = probe(piece, number(cells.shape), known_arguments(rewriter.gm, piece))[index]
     axis = _piece_axis(piece, cells.shape)
     back = np.full(int(np.prod(cells.shape, dtype=np.int64)), -1, dtype=np.int64)
     back[places.reshape(-1)] = np.arange(places.size)
@@ -272,9 +289,16 @@ def result_rank(node: fx.Node) -> int:
     return int(node.meta["val"].ndim)
 
 
+def known_arguments(gm: fx.GraphModule, node: fx.Node) -> tuple[Argument, ...]:
+    """Return the arguments after the first, with the tensors of constants."""
+    return map_arg(node.args[1:], lambda source: cast("fx.Node", get_tensor(gm, source)))
+
+
 def emit_whole_piece(piece: fx.Node, item: fx.Node, index: int, x: fx.Node, rewriter: Rewriter) -> None:
     """Emit one piece of a whole tensor."""
-    new = rewriter.emit(piece.target, (x, *piece.args[1:]), piece, piece.kwargs, named=piece is item)
+    arguments = rewriter.argument(piece.args[1:])
+    assert isinstance(arguments, tuple)
+    new = rewriter.emit(piece.target, (x, *arguments), piece, piece.kwargs, named=piece is item)
     if piece is not item:
         new = rewriter.emit(operator.getitem, (new, index), item)
     rewriter.put(item, new, all_cells(rewriter.facts.of(item).grid))
