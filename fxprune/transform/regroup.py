@@ -42,7 +42,7 @@ def regroup(
         method: "vectors": groups of equal height, columns chosen under a budget. "paper": the rule of the published
             code; layers that it cannot group keep their masks, with the reason in the result.
         height: vectors: rows of a group. None: for each layer the height that captures most at equal predicted time,
-            or 16 without `efficiency`.
+            or 8 without `efficiency`.
         density: vectors: stored cells over all cells, in (0, 1]; None: as many as the masks keep.
         budget: vectors: "layer", each layer stores its own share, or "global", all layers share one budget.
         unit: vectors: what is chosen as a whole: "column", "kernel" (all of an input channel), "run4", "run8".

@@ -30,8 +30,8 @@ def test_each_layer_spends_its_own_cells() -> None:
     cells = [layer(), layer(32, 8, 0.1)]
     for before, after in zip(cells, regroup_layers(cells, VectorRule()), strict=True):
         assert not after.refused
-        assert 0 <= before.mask.sum() - after.mask.sum() <= 8 * 16
-        assert {group.height for group in after.groups} == {16}
+        assert 0 <= before.mask.sum() - after.mask.sum() <= 8 * 8
+        assert {group.height for group in after.groups} == {8}
         assert sum(group.stored for group in after.groups) == after.mask.sum()
 
 
@@ -39,7 +39,7 @@ def test_each_layer_spends_its_own_cells() -> None:
 def test_density_is_met(density: float) -> None:
     dense = Cells(np.ones((64, 144), dtype=np.bool_), draw_plain(64, 16, 9))
     (after,) = regroup_layers([dense], VectorRule(density=density))
-    assert after.mask.mean() == pytest.approx(density, abs=8 * 16 / 64 / 144)
+    assert after.mask.mean() == pytest.approx(density, abs=8 * 8 / 64 / 144)
 
 
 def test_shared_budget_fills_the_layers_that_hold_more_for_a_cell() -> None:
@@ -55,7 +55,7 @@ def test_no_layer_is_emptied_by_a_shared_budget() -> None:
     weak, strong = layer(density=0.05), layer(seed=2)
     strong = replace(strong, scores=strong.scores * 1e4)
     after = regroup_layers([weak, strong], VectorRule(budget="global", density=0.1))
-    assert after[0].mask.sum() == 8 * 16
+    assert after[0].mask.sum() == 8 * 8
     assert "would be cut in two" in str(after[0].reason)
     assert not after[0].refused
 
