@@ -1,4 +1,6 @@
-"""The demonstration: ResNet-50 with 80 % of its weights masked, compiled, checked and raced against dense engines.
+"""The demonstration: ResNet-50 with 80 % of its weights masked, and a small ticket that was found on real images.
+
+Both are compiled, checked and raced against dense engines.
 
 Example:
     python -m benchmarks.demo
@@ -16,10 +18,15 @@ from benchmarks.console import format_machine, make_on_step, open_progress, prin
 from benchmarks.measure import Bench
 from benchmarks.peers import PEERS, BuiltPeer, CompiledForward
 from benchmarks.result import CaseResult, start_run
+from benchmarks.ticket.show import show_ticket
 from benchmarks.timing import Schedule
+from fxprune.errors import FxpruneError
 
 CASE = Case("resnet50", 1, "rowgroup", 0.8, rows=32)
 """What is shown: row groups of 32, batch 1."""
+
+TICKET_BATCH = 64
+"""Images a call of the ticket: it is so small that a single image takes microseconds."""
 
 
 def main() -> int:
@@ -33,8 +40,18 @@ def main() -> int:
     print_report(console, built)
     print_check(console, result)
     print_case(console, result)
+    print_ticket(console, run.threads)
     console.print(format_machine(run), highlight=False, soft_wrap=True)
     return 0 if "fxprune" in built else 1
+
+
+def print_ticket(console: Console, threads: int) -> None:
+    """Show the ticket that lies with the code, or say why it cannot be shown."""
+    try:
+        show_ticket(console, TICKET_BATCH, threads)
+    except FxpruneError as error:
+        console.print(f"The ticket was not shown: {error}", highlight=False, markup=False, soft_wrap=True)
+    console.print()
 
 
 def print_report(console: Console, built: dict[str, BuiltPeer]) -> None:
