@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
@@ -154,6 +155,8 @@ def describe_structure(
     """
     if structure == "exact":
         return "exact: the result equals the masked model"
+    if all(torch.equal(mask, after[name]) for name, mask in before.items()):
+        return f"{structure}: no mask changed, the result equals the masked model"
     weights = find_weights(model).tensors
     changes = [
         measure_change(name, weights[name], mask, after[name], heights={}, reason=None, refused=False)

@@ -111,6 +111,13 @@ def test_compile_computes_the_model_under_the_new_masks(structure: str) -> None:
     assert str(exact.report).startswith("exact: ")
 
 
+def test_masks_that_stay_are_called_exact() -> None:
+    net, x = make_net(), torch.randn(2, 16, 4, 4)
+    masks = {"0.weight": torch.ones(64, 16, 3, 3)}
+    compiled = fxprune.compile(net, masks, example_inputs=x, structure="regroup", options={"measure": False})
+    assert str(compiled.report).startswith("regroup: no mask changed, the result equals the masked model")
+
+
 def test_compile_changes_masks_as_the_functions_do() -> None:
     net, x = make_net(), torch.randn(2, 16, 4, 4)
     masks = make_masks(net)
