@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -34,7 +35,8 @@ def draw_outcome(outcome: Outcome, path: Path) -> None:
 
 def _draw_panel(axes: Axes, outcome: Outcome, batch: int, *, legend: bool) -> None:
     lines = {(line.arm, line.number): line for line in outcome.lines}
-    for name, arm in ALL_ARMS.items():
+    colours = colormaps["tab20"]
+    for index, (name, arm) in enumerate(ALL_ARMS.items()):
         points = [
             (latency.median_ms, 100 * lines[name, number].accuracy, 100 * lines[name, number].deviation)
             for number in outcome.preset.at
@@ -43,10 +45,9 @@ def _draw_panel(axes: Axes, outcome: Outcome, batch: int, *, legend: bool) -> No
         if not points:
             continue
         x, y, deviation = zip(*points, strict=True)
-        style = "--" if arm.mask_of else "-"
-        axes.errorbar(
-            x, y, deviation, marker="o", markersize=4, linewidth=1, linestyle=style, capsize=2, label=arm.title
-        )
+        colour, style = colours(index), "--" if arm.mask_of else "-"
+        axes.errorbar(x, y, deviation, fmt="none", elinewidth=1, capsize=2, ecolor=colour)
+        axes.plot(x, y, marker="o", markersize=4, linewidth=1, linestyle=style, color=colour, label=arm.title)
     dense, fastest = lines[DENSE, 0], outcome.find_fastest_dense(batch)
     axes.axhspan(
         100 * (dense.accuracy - dense.deviation), 100 * (dense.accuracy + dense.deviation), color=_GREY, alpha=0.25
@@ -55,6 +56,6 @@ def _draw_panel(axes: Axes, outcome: Outcome, batch: int, *, legend: bool) -> No
         axes.axvline(fastest.median_ms, color=_GREY, linewidth=1, label=f"fastest dense engine ({fastest.engine})")
     axes.set_xlabel(f"median latency at batch {batch}, ms")
     axes.set_ylabel("test accuracy, %")
-    axes.set_title(f"{outcome.preset.data}, {dense.seeds} seeds; grey band: dense", fontsize=10)
+    axes.set_title(f"{outcome.preset.data}, seeds: {dense.seeds}; grey band: dense", fontsize=10)
     if legend:
         axes.legend(fontsize=7)

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from fxprune.errors import TrainingError
+
 
 def derive_seed(seed: int, label: str) -> int:
     """Return a seed in [0, 2**32) of its own for each label."""
@@ -48,7 +50,15 @@ def seed_loader(loader: object, seed: int, epoch: int) -> None:
         loader: A `DataLoader`, or any iterable.
         seed: The seed of the lottery.
         epoch: The epoch that begins.
+
+    Raises:
+        TrainingError: The loader keeps its workers from epoch to epoch: their generators cannot be reached.
     """
+    if getattr(loader, "persistent_workers", False):
+        raise TrainingError(
+            "The loader has persistent_workers=True: what its workers draw would depend on the epochs before, and a "
+            "resumed training would differ. Make it with persistent_workers=False."
+        )
     for part in _find_parts(loader):
         generator = getattr(part, "generator", None)
         if isinstance(generator, torch.Generator):

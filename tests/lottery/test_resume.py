@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from fxprune.lottery import Lottery
 from fxprune.lottery.checkpoint import read_file
-from fxprune.lottery.task import Labelled
+from fxprune.lottery.task import Labelled, train_batch
 from tests.lottery.tiny import PLAN, make_task, run
 
 ROOT = Path(__file__).parents[2]
@@ -119,3 +120,38 @@ def test_half_written_files_are_not_seen(undisturbed: tuple[Path, float], tmp_pa
     with Lottery(make_task(), PLAN, tmp_path) as lottery:
         lottery.find_ticket(1)
     _assert_same(read_file(tmp_path / "round-01.pt"), read_file(undisturbed[0] / "round-01.pt"))
+
+
+class _Warming:
+    """A step with a state of its own: the rate grows with the number of steps so far."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.stop_at = -1
+
+    def __call__(self, model: nn.Module, batch: Labelled, optimizer: Optimizer) -> torch.Tensor:
+        self.steps += 1
+        if self.steps == self.stop_at:
+            raise KeyboardInterrupt
+        optimizer.param_groups[0]["lr"] = 0.001 * self.steps
+        return train_batch(model, batch, optimizer)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        self.steps = int(str(state_dict["steps"]))
+
+
+def test_the_state_of_the_step_is_rewound_and_resumed(tmp_path: Path) -> None:
+    once, twice = _Warming(), _Warming()
+    with Lottery(dataclasses.replace(make_task(), step=once), PLAN, tmp_path / "once") as lottery:
+        lottery.find_ticket(2)
+    assert once.steps == 20  # rewound to 5 in each round, then 15 more
+    twice.stop_at = 13
+    with Lottery(dataclasses.replace(make_task(), step=twice), PLAN, tmp_path / "twice") as lottery:
+        with pytest.raises(KeyboardInterrupt):
+            lottery.find_ticket(2)
+        twice.stop_at = -1
+        lottery.find_ticket(2)
+    _assert_same(_read_all(tmp_path / "once"), _read_all(tmp_path / "twice"))

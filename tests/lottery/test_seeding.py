@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+from fxprune.errors import TrainingError
 from fxprune.lottery.seeding import derive_seed, seed_loader, seeded
 
 
@@ -67,3 +69,9 @@ def test_samplers_are_told_the_epoch() -> None:
 
     seed_loader(Loader(), 0, 7)
     assert Loader.sampler.epoch == 7
+
+
+def test_refuses_workers_that_outlive_the_epoch() -> None:
+    loader = DataLoader(TensorDataset(torch.arange(4)), num_workers=1, persistent_workers=True)
+    with pytest.raises(TrainingError, match="persistent_workers=False"):
+        seed_loader(loader, 0, 0)
