@@ -9,6 +9,7 @@ import os
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,20 @@ _PLAIN_GLOBALS = [
 ]
 """Types without code that checkpoints hold beside tensors: arguments, NumPy arrays and numbers."""
 
-_BROKEN = (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, struct.error)
+_BROKEN = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    OSError,
+    struct.error,
+    zlib.error,
+)
 """What the readers raise on files that are cut off or damaged."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -9,9 +10,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -132,6 +135,23 @@ def test_truncated_file(name: str, share: float, tmp_path: Path) -> None:
     message = read_message(path)
     assert name in message
     assert "whole" in message or "cannot be read" in message
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
+@given(
+    name=st.sampled_from(sorted(WRITERS)), damage=st.dictionaries(st.floats(0, 0.99), st.integers(0, 255), min_size=1)
+)
+def test_damaged_bytes_are_refused_or_change_values_only(
+    name: str, damage: dict[float, int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / name
+    WRITERS[name](path)
+    content = bytearray(path.read_bytes())
+    for place, value in damage.items():
+        content[int(place * len(content))] = value
+    path.write_bytes(content)
+    with contextlib.suppress(MaskError):
+        assert all(mask.dtype == torch.bool for mask in load_masks(path).values())
 
 
 @pytest.mark.parametrize("name", WRITERS)
