@@ -45,6 +45,9 @@ bench: ARGS ?= --model resnet50 --batch 1 --sparsity 0.8 --structure rowgroup
 bench: $(STAMP) ## one benchmark row, all engines side by side; ARGS="--model vgg16_bn --batch 16 ..."
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+zoo: $(STAMP) ## channel elimination on 90 networks, every kind of mask; ARGS="--tier B", "--models resnet18 --quick"
+	$(BIN)/python -m benchmarks.zoo $(ARGS)
+
 format: $(STAMP) ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
