@@ -87,6 +87,9 @@ def _read(key: str, value: object) -> Tensor | None:
         kind = np.float64 if value.dtype.kind == "f" else value.dtype.newbyteorder("=")
         return torch.from_numpy(np.array(value, dtype=kind))
     if isinstance(value, Tensor):
+        if value.is_meta or value.is_quantized:
+            found = "on the meta device, so it holds no values" if value.is_meta else f"quantised ({value.dtype})"
+            raise MaskError(f"{key!r} is {found}; give a plain tensor with values.")
         return value.detach()
     logger.debug("%r is a %s and no mask", key, type(value).__name__)
     return None
