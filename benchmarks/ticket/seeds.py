@@ -60,12 +60,13 @@ def count_trainings(preset: Preset) -> int:
 
 
 def _start(preset: Preset, seed: int, folder: Path) -> subprocess.Popen[bytes]:
-    arguments = [preset.name, str(preset.recipe.epochs), str(seed), str(folder)]
+    arguments = [preset.name, str(preset.recipe.epochs), str(seed), str(folder), "watched"]
     with _find_log(folder, seed).open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "benchmarks.ticket.worker", *arguments],
             cwd=Path(__file__).parents[2],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -77,6 +78,7 @@ def _count_done(folder: Path, seed: int) -> int:
 
 
 def _check_end(process: subprocess.Popen[bytes], seed: int, folder: Path) -> None:
+    process.communicate()  # it has ended: closes its input
     if process.returncode:
         end = "\n".join(_find_log(folder, seed).read_text(errors="replace").splitlines()[-15:])
         raise SeedError(f"Seed {seed} ended with status {process.returncode}:\n{end}")
@@ -94,4 +96,4 @@ def _stop_at_end(running: dict[int, subprocess.Popen[bytes]]) -> Iterator[None]:
     finally:
         for process in running.values():
             process.terminate()
-            process.wait()
+            process.communicate()

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.console import QUIET_CORES, format_machine
-from benchmarks.ticket.arms import ALL_ARMS
+from benchmarks.ticket.arms import ALL_ARMS, AS_PAPER, PAPER
 from benchmarks.ticket.outcome import Outcome
 from benchmarks.ticket.rows import DENSE
 from benchmarks.ticket.summary import Line, find_claims
@@ -80,7 +80,7 @@ def format_sentences(outcome: Outcome) -> list[str]:
         names = {engine: outcome.find(DENSE, 0, batch, engine) for engine in ("fxprune", "eager", "torch.compile")}
         times = ", ".join(f"{name} {latency.median_ms:.3f} ms" for name, latency in names.items() if latency)
         sentences.append(f"Dense at batch {batch}: {times}.")
-    sentences.append(format_claim(outcome))
+    sentences += [format_claim(outcome), *format_rules(outcome)]
     if outcome.other_cores is not None and outcome.other_cores > QUIET_CORES:
         sentences.append(
             f"Not a quiet machine: other processes kept {outcome.other_cores:.2f} cores busy during the timing. Do not "
@@ -107,3 +107,19 @@ def format_claim(outcome: Outcome) -> str:
             f"{ALL_ARMS[line.arm].title} of round {line.number} ({sparsity}; time saved {text or 'not timed'})"
         )
     return f"These regrouped tickets of 70 % sparsity or more match {bound}: {'; '.join(parts)}."
+
+
+def format_rules(outcome: Outcome) -> list[str]:
+    """Compare the default rule with the paper's at equal storage, one sentence a round."""
+    lines = {(line.arm, line.number): line for line in outcome.lines}
+    sentences = []
+    for number in outcome.preset.at:
+        ours, paper = lines.get((AS_PAPER, number)), lines.get((PAPER, number))
+        if ours is None or paper is None or ours.held is None or paper.held is None:
+            continue
+        sentences.append(
+            f"Round {number}, the same layers grouped with as many stored weights (density {ours.density:.3f} and "
+            f"{paper.density:.3f}): the default rule holds {100 * ours.held:.1f} % of |w|, the paper's "
+            f"{100 * paper.held:.1f} %; accuracy {100 * (ours.accuracy - paper.accuracy):+.2f}."
+        )
+    return sentences

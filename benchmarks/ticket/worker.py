@@ -6,7 +6,9 @@ Example:
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,14 +23,23 @@ def main(arguments: Sequence[str]) -> int:
     """Train all arms of one seed.
 
     Args:
-        arguments: Name of the preset, epochs, seed, folder of the experiment.
+        arguments: Name of the preset, epochs, seed, folder of the experiment; "watched" as a fifth ends the process
+            with the one that started it.
     """
-    name, epochs, seed, folder = arguments
+    name, epochs, seed, folder, *watched = arguments
+    if watched == ["watched"]:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     preset = PRESETS[name].with_epochs(int(epochs))
     with Lottery(preset.make_task(), preset.make_plan(int(seed)), find_seed_folder(Path(folder), int(seed))) as lottery:
         write_rows(find_rows_file(Path(folder), int(seed)), train_seed(preset, lottery))
     return 0
+
+
+def _end_with_parent() -> None:
+    """Wait until the other end of the input is closed, which a kill does too; what is not saved by then is lost."""
+    sys.stdin.buffer.read()
+    os._exit(1)
 
 
 def find_seed_folder(folder: Path, seed: int) -> Path:

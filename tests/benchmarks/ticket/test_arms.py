@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from benchmarks.ticket.worker import find_seed_folder
 from fxprune.errors import ArtifactError
 from fxprune.lottery import Lottery, Recipe, measure_accuracy, measure_density
 
-PRESET = Preset("smoke", "digits", 10, Recipe(2, (1,), 20), rounds=3, at=(3,), seeds=1, widths=(8, 16, 32))
+ROOT = Path(__file__).parents[3]
+PRESET = Preset("smoke", "digits", 10, Recipe(2, (1,), 20), rounds=3, at=(3,), seeds=1, widths=(8, 16, 160))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ def test_arms_are_as_sparse_as_they_should_be(experiment: tuple[Path, list[Row]]
     assert density["refill-plus"] == pytest.approx(0.512 + 0.2 * 0.488, abs=0.03)
     assert density["vectors-8"] == density["vectors-8-reinit"] == pytest.approx(0.512, abs=0.03)
     refused = {row.arm: row.refused for row in rows if row.number == 3}
-    assert refused["paper"] == 3
+    assert refused["paper"] == refused["vectors-16-as-paper"] == 2
     assert refused["vectors-8"] == 0
 
 
@@ -71,6 +74,15 @@ def test_refill_leaves_dead_rows_and_vectors_hold_more(experiment: tuple[Path, l
     assert found["vectors-8"].held is not None
     assert found["refill"].held is not None
     assert found["refill"].held < found["vectors-8"].held < 1
+
+
+def test_the_default_rule_holds_more_than_the_papers_at_equal_storage(experiment: tuple[Path, list[Row]]) -> None:
+    found = {row.arm: row for row in experiment[1] if row.number == 3}
+    ours, paper = found["vectors-16-as-paper"], found["paper"]
+    assert ours.density == pytest.approx(paper.density, abs=0.005)
+    assert ours.held is not None
+    assert paper.held is not None
+    assert ours.held > paper.held
 
 
 def test_rows_are_read_as_they_were_written(experiment: tuple[Path, list[Row]], tmp_path: Path) -> None:
@@ -98,6 +110,15 @@ def test_a_kept_ticket_is_loaded_with_its_accuracy(
 def test_refuses_a_ticket_without_its_files(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"recipe\.json is missing"):
         load_ticket(tmp_path)
+
+
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.ticket.worker", "smoke", "20", "0", str(tmp_path), "watched"]
+    worker = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert worker.stdin is not None
+    worker.stdin.close()
+    assert worker.wait(timeout=120) == 1
+    assert not (tmp_path / "seed-0.json").exists()
 
 
 def test_a_seed_that_fails_says_why(tmp_path: Path) -> None:

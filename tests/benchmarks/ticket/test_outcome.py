@@ -13,8 +13,8 @@ from rich.console import Console
 pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
 
 from benchmarks.ticket.picture import draw_outcome
-from benchmarks.ticket.table import format_claim, print_outcome
-from tests.benchmarks.ticket.made_up import ROWS, make_outcome
+from benchmarks.ticket.table import format_claim, format_rules, print_outcome
+from tests.benchmarks.ticket.made_up import ROWS, make_outcome, make_row
 
 
 def test_savings_are_those_over_the_fastest_dense_engine() -> None:
@@ -38,6 +38,14 @@ def test_the_claim_is_named_with_its_saving_or_said_not_to_hold() -> None:
     assert "regroup 8 of round 7 (80 % sparse; time saved +50 % at N=64)" in format_claim(make_outcome())
     worse = tuple(row for row in ROWS if not row.arm.startswith("vectors"))
     assert format_claim(make_outcome(worse)).startswith("The claim does not hold here")
+
+
+def test_rules_are_compared_at_equal_storage() -> None:
+    rules = (make_row("paper", 7, 0, 0.95), make_row("vectors-16-as-paper", 7, 0, 0.96))
+    (sentence,) = format_rules(make_outcome((*ROWS, *rules)))
+    assert sentence.startswith("Round 7")
+    assert sentence.endswith("accuracy +1.00.")
+    assert format_rules(make_outcome()) == []
 
 
 def test_a_busy_machine_is_said() -> None:
