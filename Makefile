@@ -7,7 +7,7 @@ STAMP := $(VENV)/.fxprune-installed
 DUMP ?= build/dump
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ticket test test-all bench format check golden dump metrics clean
+.PHONY: help setup demo ticket test test-all bench zoo format check golden dump metrics clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
