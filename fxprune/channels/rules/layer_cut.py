@@ -16,7 +16,9 @@ from fxprune.channels.fold import (
     cells_of,
     fold_channels,
     group_columns,
+    group_width,
     is_depthwise,
+    multiplier,
     row_bias,
     spatial,
     split_groups,
@@ -105,8 +107,9 @@ def _rewrite_along_other_axis(layer: Layer, rewriter: Rewriter) -> None:
 def _choose_input(layer: Layer, rewriter: Rewriter, rows: IntArray) -> IntArray:
     """Return the input channels that the cut layer reads, in order."""
     source = rewriter.facts.of(layer.input)
-    groups = [group for group, _ in split_groups(layer, rows)]
-    own = np.concatenate([group_columns(layer, group) for group in groups])
+    width = group_width(layer)
+    groups = np.unique(rows // multiplier(layer))
+    own = (groups[:, None] * width + np.arange(width)).reshape(-1)
     if source.ids.size == 1:
         return own
     held = rewriter.held(layer.input)
@@ -117,9 +120,9 @@ def _choose_input(layer: Layer, rewriter: Rewriter, rows: IntArray) -> IntArray:
         present = present[rewriter.facts.used[source.ids.reshape(-1)[present]]]
     if layer.groups == 1:
         return present if present.size else own
-    members = [np.intersect1d(present, group_columns(layer, group)) for group in groups]
-    counts = {found.size for found in members}
-    return np.concatenate(members) if len(counts) == 1 and 0 not in counts else own
+    members = np.sort(present[np.isin(present // width, groups)])
+    counts = np.bincount(members // width, minlength=layer.groups)[groups]
+    return members if counts.min() == counts.max() > 0 else own
 
 
 def _cut_groups(layer: Layer, rewriter: Rewriter, rows: IntArray, wanted: IntArray) -> list[_GroupCut | None]:
