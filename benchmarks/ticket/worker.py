@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     name, epochs, seed, folder, *watched = arguments
     if watched == ["watched"]:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        watch_parent()
     torch.set_num_threads(1)
     preset = PRESETS[name].with_epochs(int(epochs))
     with Lottery(preset.make_task(), preset.make_plan(int(seed)), find_seed_folder(Path(folder), int(seed))) as lottery:
@@ -36,9 +36,15 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def watch_parent() -> None:
+    """End this process when the one that started it closes its input or ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
 def _end_with_parent() -> None:
     """Wait until the other end of the input is closed, which a kill does too; what is not saved by then is lost."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):  # not sys.stdin: a thread inside it would stop Python from ending
+        pass
     os._exit(1)
 
 

@@ -121,6 +121,13 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     assert not (tmp_path / "seed-0.json").exists()
 
 
+def test_a_worker_that_is_done_ends_though_its_input_is_open() -> None:
+    program = "from benchmarks.ticket.worker import watch_parent; watch_parent()"
+    worker = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE)
+    assert worker.wait(timeout=120) == 0
+    worker.communicate()
+
+
 def test_a_seed_that_fails_says_why(tmp_path: Path) -> None:
     unknown = Preset("unknown", "digits", 10, Recipe(1, (), 20), rounds=1, at=(), seeds=1)
     with pytest.raises(SeedError, match="KeyError: 'unknown'"):
