@@ -63,7 +63,13 @@ TOYS: dict[str, Toy] = {
         chain,
         lambda: pair(conv(3, 8), conv(8, 6, groups=2, padding=1)),
         rows={"a": [0, 1, 5]},
+        zeros={"a.bias": [0, 1, 5]},
         kept={"a": (6, 3), "b": (6, 3)},
+    ),
+    "09 grouped, uneven inputs, one carrier for each group": Toy(
+        chain,
+        lambda: pair(conv(3, 12), conv(12, 6, groups=2, padding=1)),
+        rows={"a": [0, 1, 2, 3, 6, 7, 8]},
     ),
     "10 transposed with groups": Toy(
         chain,

@@ -133,6 +133,7 @@ def check_toy(toy: Toy) -> None:
     gm, record, error = eliminate(model, toy.masks(model), inputs, toy.options)
     assert error <= GATE, f"error {error:.1e}"
     shapes = kept_shapes(gm)
-    assert {name: shapes.get(name) for name in toy.kept} == toy.kept
-    reasons = " | ".join(refusal.reason for refusal in record.refusals)
-    assert toy.refusal in reasons
+    reasons = " | ".join(f"{refusal.node}: {refusal.reason}" for refusal in record.refusals)
+    kept = {name: shapes.get(name) for name in toy.kept}
+    assert kept == toy.kept, f"kept {kept}, not {dict(toy.kept)}; {reasons}"
+    assert toy.refusal in reasons, reasons
