@@ -39,6 +39,7 @@ class Emitter:
         graph: The new graph.
         nodes: Old node to the node that stands for it; None if nothing of it is left.
         record: What was cut from every layer.
+        parts: Nodes that stand for the results of an old node that returned several tensors, if they are not one call.
         cells: Old node to the arrangement in which it is held; a list for nodes that return several tensors.
     """
 
@@ -49,6 +50,7 @@ class Emitter:
     nodes: dict[fx.Node, fx.Node | None] = field(default_factory=dict)
     cells: dict[fx.Node, IntArray | list[IntArray | None]] = field(default_factory=dict)
     record: list[LayerCut] = field(default_factory=list)
+    parts: dict[fx.Node, list[fx.Node | None]] = field(default_factory=dict)
     _constants: dict[tuple[object, ...], _Wanted] = field(default_factory=dict)
 
     # what stands in the new graph
@@ -61,6 +63,10 @@ class Emitter:
     def put_items(self, old: fx.Node, new: fx.Node | None, items: list[IntArray | None]) -> None:
         """Say the same of a node that returns several tensors."""
         self.nodes[old], self.cells[old] = new, items
+
+    def put_parts(self, old: fx.Node, parts: list[fx.Node | None], items: list[IntArray | None]) -> None:
+        """Say the same where every result is a node of its own."""
+        self.nodes[old], self.cells[old], self.parts[old] = None, items, parts
 
     def drop(self, old: fx.Node) -> None:
         """Say that nothing of a tensor is left."""

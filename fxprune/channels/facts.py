@@ -79,6 +79,7 @@ class Facts:
         boxes: Id grids of results whose kept cells have to fill a box.
         joins: Operands of additions that may hold fewer channels than the sum.
         reads: For every layer which input channels of its conv group a row reads, [O, I / groups].
+        notes: What dead parts stay inside a node, in its rule's words.
     """
 
     cells: dict[fx.Node, Cells | list[Cells]] = field(default_factory=dict)
@@ -92,6 +93,7 @@ class Facts:
     boxes: list[IntArray] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
     reads: dict[fx.Node, BoolArray] = field(default_factory=dict)
+    notes: list[tuple[fx.Node, str]] = field(default_factory=list)
 
     def new_ids(self, grid: Shape) -> IntArray:
         """Make ids for a grid: varying, unused."""

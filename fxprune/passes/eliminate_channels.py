@@ -105,7 +105,8 @@ def _count_calls(graph: fx.Graph) -> int:
 
 def _find_refusals(gm: fx.GraphModule, plan: ChannelPlan) -> list[Refusal]:
     """Return for every layer why dead channels of it stayed, one line a reason."""
-    facts, found = plan.facts, []
+    facts = plan.facts
+    found = [Refusal(node.name, reason) for node, reason in facts.notes]
     for node in gm.graph.nodes:
         if node not in facts.reads:
             continue

@@ -18,6 +18,8 @@ from fxprune.channels.rules.join import CatRule, ExpandRule
 from fxprune.channels.rules.layer import LayerRule
 from fxprune.channels.rules.passing import PassingRule, Values
 from fxprune.channels.rules.pointwise import PointwiseRule, is_pointwise
+from fxprune.channels.rules.recurrent import RecurrentRule
+from fxprune.channels.rules.recurrent_stack import KINDS
 from fxprune.channels.rules.shape import PIECES, SPLITS, ItemRule, MoveRule, PieceRule
 
 _aten = torch.ops.aten
@@ -114,6 +116,7 @@ RULES: dict[object, Rule] = {
     **dict.fromkeys(_POINTWISES, _POINTWISE),
     **dict.fromkeys(MOVES, _MOVE),
     **dict.fromkeys((*SPLITS, *PIECES), _PIECE),
+    **dict.fromkeys(KINDS, RecurrentRule()),
     operator.getitem: ItemRule(),
     _aten.cat.default: CatRule(),
     _aten.expand.default: ExpandRule(),

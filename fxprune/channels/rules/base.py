@@ -11,6 +11,9 @@ from fxprune.channels.facts import Cells, Facts
 from fxprune.channels.rewriter import Rewriter
 from fxprune.nodes import get_tensor
 
+_LAST = ("aten.linear", "aten.lstm.", "aten.gru.", "aten.rnn_tanh.", "aten.rnn_relu.")
+"""Operators that read channels on the last axis."""
+
 
 class Rule:
     """The rule of an operator that is not known: it reads everything, all it returns varies, nothing is cut.
@@ -105,7 +108,7 @@ class InputRule(Rule):
 def _channel_axis(node: fx.Node, rank: int) -> int | None:
     """Return 1 for images, the last axis for what a linear layer reads, None where nothing can be said."""
     targets = {str(user.target) for user in node.users}
-    if any(target.startswith("aten.linear") for target in targets):
+    if any(target.startswith(_LAST) for target in targets):
         return rank - 1
     return 1 if rank >= 3 and any("conv" in target for target in targets) else None
 

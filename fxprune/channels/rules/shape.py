@@ -209,6 +209,9 @@ class ItemRule(Rule):
     def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
         """Take the item of the cut operator; an item of a split is cut by itself."""
         source, index = cast("tuple[fx.Node, int]", node.args)
+        if source in rewriter.parts:
+            take_part(node, rewriter)
+            return
         if rewriter.nodes[source] is None:
             if is_split(source):
                 cut_piece(source, node, index, rewriter)
@@ -218,6 +221,16 @@ class ItemRule(Rule):
         held = rewriter.made_items(source)[index]
         assert held is not None
         rewriter.put(node, rewriter.emit(operator.getitem, (rewriter.made_node(source), index), node), held)
+
+
+def take_part(node: fx.Node, rewriter: Rewriter) -> None:
+    """Let a result that is a node of its own stand for the item."""
+    source, index = cast("tuple[fx.Node, int]", node.args)
+    part, held = rewriter.parts[source][index], rewriter.made_items(source)[index]
+    if part is None or held is None:
+        rewriter.drop(node)
+    else:
+        rewriter.put(node, part, held)
 
 
 def is_split(node: fx.Node) -> bool:
