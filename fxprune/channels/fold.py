@@ -76,6 +76,8 @@ def row_bias(gm: fx.GraphModule, layer: Layer) -> FloatArray:
 
 def split_groups(layer: Layer, rows: IntArray) -> list[tuple[int, IntArray]]:
     """Return conv groups and the positions in `rows` that belong to each."""
+    if rows.size == 0:
+        return []
     owner = rows // multiplier(layer)
     groups, starts = np.unique(owner[order := np.argsort(owner, kind="stable")], return_index=True)
     return [(int(group), part) for group, part in zip(groups, np.split(order, starts[1:]), strict=True)]
