@@ -76,7 +76,9 @@ class Facts:
         pinned: Id to the reason why it stays in its tensor even if its value is known.
         equal: Pairs of id arrays; the ids of a pair stay or go together.
         moved: Ids whose map was lost when their plane was moved, and the ids that stand for them since.
-        boxes: Id grids of results whose kept cells have to fill a box.
+        boxes: Views whose kept cells have to fill a box: the id grid of each result.
+        shuffles: The last view of each channel shuffle, to where it starts and where every element comes from.
+        given: Ids of the model's inputs.
         joins: Operands of additions that may hold fewer channels than the sum.
         reads: For every layer which input channels of its conv group a row reads, [O, I / groups].
         notes: What dead parts stay inside a node, in its rule's words.
@@ -90,7 +92,9 @@ class Facts:
     pinned: dict[int, str] = field(default_factory=dict)
     equal: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     moved: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    boxes: list[IntArray] = field(default_factory=list)
+    boxes: dict[fx.Node, IntArray] = field(default_factory=dict)
+    shuffles: dict[fx.Node, tuple[fx.Node, IntArray]] = field(default_factory=dict)
+    given: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     joins: list[Join] = field(default_factory=list)
     reads: dict[fx.Node, BoolArray] = field(default_factory=dict)
     notes: list[tuple[fx.Node, str]] = field(default_factory=list)

@@ -106,7 +106,7 @@ def _settle(plan: ChannelPlan, layers: list[Layer], joins: list[Join]) -> bool:
         base = max(join.operands, key=lambda ids: int(plan.keep[ids].sum()))
         wanted = join.result[plan.keep[base] & ~plan.keep[join.result]]
         changed |= wanted.size > 0 and plan.admit(wanted, f"the sum {join.node.name} takes over an operand's channels")
-    for ids in plan.facts.boxes:
+    for ids in plan.facts.boxes.values():
         kept = plan.keep[ids]
         more = ids[even_lines(kept) & ~kept]
         changed |= more.size > 0 and plan.admit(more, "a view needs equally many channels in every part")

@@ -80,6 +80,7 @@ class EliminateChannels(Pass):
                 rule = find_rule(node, facts)
                 if rule is not None:
                     rule.rewrite(node, rewriter)
+        rewriter.graph.eliminate_dead_code()
         refusals = tuple(_find_refusals(gm, plan))
         if not _is_smaller(rewriter.record, gm.graph, rewriter.graph):
             return False, refusals

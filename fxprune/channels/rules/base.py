@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -96,6 +97,7 @@ class InputRule(Rule):
             return
         grid = tuple(size if other == axis else 1 for other, size in enumerate(value.shape))
         facts.cells[node] = Cells(tuple(value.shape), facts.new_ids(grid))
+        facts.given = np.concatenate([facts.given, facts.of(node).ids.reshape(-1)])
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
         """Nothing lies before an input."""

@@ -116,8 +116,8 @@ def _choose_input(layer: Layer, rewriter: Rewriter, rows: IntArray) -> IntArray:
     if held is None:
         return own
     present = held.reshape(-1)
-    if layer.input.op == "placeholder":
-        present = present[rewriter.facts.used[source.ids.reshape(-1)[present]]]
+    ids = source.ids.reshape(-1)[present]
+    present = present[rewriter.facts.used[ids] | ~np.isin(ids, rewriter.facts.given)]
     if layer.groups == 1:
         return present if present.size else own
     members = np.sort(present[np.isin(present // width, groups)])

@@ -12,7 +12,7 @@ from torch import fx
 from torch.fx.node import Argument
 
 from fxprune.channels.facts import Cells, Facts
-from fxprune.channels.grid import IntArray, all_cells, arrange
+from fxprune.channels.grid import BoolArray, IntArray, all_cells, arrange
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule, is_activation, opaque_cells, pin_inputs
 from fxprune.nodes import bind, get_tensor
@@ -48,8 +48,12 @@ class PassingRule(Rule):
             ids = facts.new_ids(cells.grid)
             facts.tie(ids, cells.ids)
             self.values(gm, node, facts, cells.ids.reshape(-1), ids.reshape(-1))
-            made = [Cells(tuple(value.shape), _fit(ids, self.mixed(node), value)) for value in results[:2]]
-            made += [opaque_cells(value, facts) for value in results[2:]]
+            made = [Cells(tuple(results[0].shape), _fit(ids, self.mixed(node), results[0]))]
+            if _has_places(results):
+                places = facts.new_ids(cells.grid)
+                facts.tie(places, cells.ids)
+                made.append(Cells(tuple(results[1].shape), _fit(places, self.mixed(node), results[1])))
+            made += [opaque_cells(value, facts) for value in results[len(made) :]]
         facts.cells[node] = made[0] if isinstance(node.meta["val"], torch.Tensor) else made
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
@@ -58,10 +62,7 @@ class PassingRule(Rule):
             pin_inputs(node, facts)
             return
         source = facts.of(_source(node))
-        made = facts.cells[node]
-        ids = (made if isinstance(made, Cells) else made[0]).ids.reshape(-1)
-        needed = facts.used[ids] & facts.varies(ids)
-        facts.use(source.ids.reshape(-1), needed)
+        facts.use(source.ids.reshape(-1), _find_needed(node, facts))
 
     def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
         """Emit the operator on the channels that are left."""
@@ -69,17 +70,15 @@ class PassingRule(Rule):
         if not self._applies(node, rewriter.facts) or rewriter.is_whole(source):
             rewriter.copy_full(node)
             return
-        made = rewriter.facts.cells[node]
-        first = made if isinstance(made, Cells) else made[0]
         cells = rewriter.facts.of(source)
         held = rewriter.held(source)
-        needed = rewriter.facts.used[first.ids] & rewriter.facts.varies(first.ids)
+        needed = _find_needed(node, rewriter.facts)
         if held is None and not bool(needed.any()):
             _drop(node, rewriter)
         elif held is not None and bool(np.isin(np.flatnonzero(needed), held).all()):
             self._emit(node, rewriter, rewriter.made_node(source), held)
         else:  # a value that was known is not known any more: its channel comes back
-            kept = arrange(rewriter.keep[first.ids].reshape(cells.grid))
+            kept = arrange(rewriter.keep[cells.ids] | needed.reshape(cells.grid))
             wanted = all_cells(cells.grid) if kept is None else kept
             self._emit(node, rewriter, rewriter.fetch(source, wanted), wanted)
 
@@ -90,7 +89,12 @@ class PassingRule(Rule):
         rank = len(facts.of(source).shape)
         mixed = {axis % rank for axis in self.mixed(node)} if rank else set()
         axes = facts.of(source).axes
-        return not mixed & set(axes) and (not self.parameters or axes in ((), (1,)))
+        return not mixed & set(axes) and (axes in ((), (1,)) or not self._has_vectors(node))
+
+    def _has_vectors(self, node: fx.Node) -> bool:
+        arguments = bind(node)
+        found = [arguments[name] for name in self.parameters]
+        return any(isinstance(item, fx.Node) and item.meta["val"].numel() > 1 for item in found)
 
     def _emit(self, node: fx.Node, rewriter: Rewriter, x: fx.Node, held: IntArray) -> None:
         arguments: dict[str, Argument] = {
@@ -102,7 +106,7 @@ class PassingRule(Rule):
             parameter = arguments[name]
             if isinstance(parameter, fx.Node):
                 tensor = get_tensor(rewriter.gm, parameter)
-                line = held.reshape(-1)
+                line = held.reshape(-1) if tensor.numel() > 1 else np.zeros(1, dtype=np.int64)
                 cut = tensor.detach()[torch.from_numpy(line)]
                 arguments[name] = rewriter.constant(str(parameter.target), cut, (line.tobytes(),))
         source_name = next(name for name, value in bind(node).items() if value is _source(node))
@@ -112,8 +116,9 @@ class PassingRule(Rule):
             rewriter.put(node, new, _fit(held, self.mixed(node), results[0]))
             return
         made = cast("list[Cells]", rewriter.facts.cells[node])
-        items: list[IntArray | None] = [_fit(held, self.mixed(node), value) for value in results[:2]]
-        items += [np.arange(item.ids.size).reshape(item.grid) for item in made[2:]]
+        known = 2 if _has_places(results) else 1
+        items: list[IntArray | None] = [_fit(held, self.mixed(node), value) for value in results[:known]]
+        items += [np.arange(item.ids.size).reshape(item.grid) for item in made[known:]]
         rewriter.put_items(node, new, items)
 
 
@@ -124,6 +129,22 @@ def _source(node: fx.Node) -> fx.Node:
 def _results(node: fx.Node) -> list[torch.Tensor]:
     value = node.meta["val"]
     return [value] if isinstance(value, torch.Tensor) else list(value)
+
+
+def _has_places(results: Sequence[torch.Tensor]) -> bool:
+    """Return whether the second result says where the first was found, as that of a maximum does."""
+    return len(results) > 1 and not results[1].is_floating_point()
+
+
+def _find_needed(node: fx.Node, facts: Facts) -> BoolArray:
+    """Return which cells of the results are used and vary, flattened."""
+    made = facts.cells[node]
+    if isinstance(made, Cells):
+        ids = made.ids.reshape(-1)
+        return np.asarray(facts.used[ids] & facts.varies(ids))
+    known = made[:2] if _has_places(_results(node)) else made[:1]
+    lines = [cells.ids.reshape(-1) for cells in known]
+    return np.any([facts.used[line] & facts.varies(line) for line in lines], axis=0)
 
 
 def _drop(node: fx.Node, rewriter: Rewriter) -> None:

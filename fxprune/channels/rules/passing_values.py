@@ -104,9 +104,31 @@ def uniform(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArray, 
     facts.set_constants(results[known], np.full(int(known.sum()), 1.0 / count))
 
 
+def log_uniform(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArray, results: IntArray) -> None:
+    """The log_softmax of a constant over an axis of length n is -log n."""
+    shape = cast("fx.Node", node.args[0]).meta["val"].shape
+    known = np.asarray(facts.kind[sources] == Kind.CONST)
+    count = math.prod(shape[axis] for axis in axes_of_dim(node))
+    facts.set_constants(results[known], np.full(int(known.sum()), -math.log(count)))
+
+
+def slope(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArray, results: IntArray) -> None:
+    """A constant below 0 is multiplied by its channel's slope."""
+    slopes = _numbers(gm, bind(node)["weight"])
+    if slopes is None:
+        return
+    known = np.asarray(facts.kind[sources] == Kind.CONST)
+    values = facts.value[sources]
+    values = np.where(values < 0, values * slopes.reshape(-1), values)
+    facts.set_constants(results[known], values[known])
+
+
 def pad(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArray, results: IntArray) -> None:
     """Padding with the constant itself changes nothing; with another number it makes a map."""
     arguments = bind(node)
+    if arguments.get("mode", "constant") != "constant":  # mirrored, repeated or wrapped around
+        keep_value(gm, node, facts, sources, results)
+        return
     fill = float(cast("float", arguments.get("value") or 0.0))
     sizes = cast("Sequence[int]", arguments["pad"])
     shape = cast("fx.Node", node.args[0]).meta["val"].shape

@@ -28,6 +28,8 @@ from fxprune.nodes import bind, get_tensor
 
 _aten = torch.ops.aten
 _SIZED = frozenset({_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default})
+VIEWS = _SIZED | {_aten.permute.default, _aten.transpose.int, _aten.clone.default, _aten.unsqueeze.default}
+"""Steps of a channel shuffle that is written out."""
 
 
 def probe(node: fx.Node, elements: IntArray, args: tuple[Argument, ...]) -> list[IntArray]:
@@ -76,12 +78,13 @@ class MoveRule(Rule):
     """Every element of the input goes to one place of the result: view, permute, transpose, squeeze, clone, shuffle."""
 
     def forward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
-        """Take the ids along."""
+        """Take the ids along; see whether this is the end of a channel shuffle."""
         cells = facts.of(cast("fx.Node", node.args[0]))
         (elements,) = probe(node, number(cells.shape), node.args[1:])
         facts.cells[node] = Cells(tuple(elements.shape), moved_ids(cells, elements, facts))
         if node.target in _SIZED:
-            facts.boxes.append(facts.of(node).ids)
+            facts.boxes[node] = facts.of(node).ids
+        _find_shuffle(node, elements, facts)
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
         """The ids are the same; use of new ones goes back to the old."""
@@ -89,7 +92,9 @@ class MoveRule(Rule):
 
     def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
         """Rewrite literal sizes; check the result's order by a second probe."""
-        source = cast("fx.Node", node.args[0])
+        facts = rewriter.facts
+        shuffled = node in facts.shuffles
+        source = facts.shuffles[node][0] if shuffled else cast("fx.Node", node.args[0])
         held = rewriter.held(source)
         if held is None:
             drop_or_fill(node, rewriter)
@@ -97,19 +102,48 @@ class MoveRule(Rule):
         if rewriter.is_whole(source):
             rewriter.copy_full(node)
             return
-        cells, result = rewriter.facts.of(source), rewriter.facts.of(node)
+        cells, result = facts.of(source), facts.of(node)
         before = spread(held, cells.shape, cells.grid)
-        (places,) = probe(node, number(cells.shape), node.args[1:])
+        places = facts.shuffles[node][1] if shuffled else probe(node, number(cells.shape), node.args[1:])[0]
         back = np.empty(places.size, dtype=np.int64)
         back[places.reshape(-1)] = np.arange(places.size)
+        if shuffled:  # the tensor stays as it is, its channels answer to other numbers
+            arrangement = gather(back[before], result.shape, result.grid)
+            assert arrangement is not None
+            rewriter.put(node, rewriter.made_node(source), arrangement)
+            return
         args = _fit_sizes(node, back[before.reshape(-1)], result)
-        arrangement = None if args is None else _try(node, back[before], args, result)
-        if args is None or arrangement is None or not rewriter.suffices(node, arrangement):
+        found = None if args is None else _try(node, back[before], args, result)
+        if args is None or found is None or not rewriter.suffices(node, found):
             rewriter.copy_full(node)
             return
-        rewriter.put(
-            node, rewriter.emit(node.target, (rewriter.made_node(source), *args), node, node.kwargs), arrangement
-        )
+        rewriter.put(node, rewriter.emit(node.target, (rewriter.made_node(source), *args), node, node.kwargs), found)
+
+
+def _find_shuffle(node: fx.Node, elements: IntArray, facts: Facts) -> None:
+    """Note that a node ends a chain of views that does nothing but permute the channels of one tensor.
+
+    The channels then need not move at all, and the views in between need no box. Known maps stay known.
+    """
+    chain, source = [node], cast("fx.Node", node.args[0])
+    shape, axes = facts.of(node).shape, facts.of(node).axes
+    while True:
+        cells = facts.of(source)
+        if cells.shape == shape and len(axes) == 1 and cells.axes == axes:
+            back = np.empty(elements.size, dtype=np.int64)
+            back[elements.reshape(-1)] = np.arange(elements.size)
+            if gather(back.reshape(shape), shape, cells.grid) is not None:
+                break
+        if source.target not in VIEWS or len(source.users) > 1 or source.args[0] not in facts.cells:
+            return
+        chain.append(source)
+        before = cast("fx.Node", source.args[0])
+        (earlier,) = probe(source, number(facts.of(before).shape), source.args[1:])
+        elements, source = earlier.reshape(-1)[elements], before
+    facts.shuffles[node] = (source, elements)
+    facts.cells[node] = Cells(shape, compress(np.broadcast_to(cells.ids, shape).reshape(-1)[elements]))
+    for view in chain:
+        facts.boxes.pop(view, None)
 
 
 def _fit_sizes(node: fx.Node, present: IntArray, result: Cells) -> tuple[Argument, ...] | None:
