@@ -19,35 +19,19 @@ _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight
 _GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 _SHORTCUTS = ("downsample", "proj", "project", "branch1")
 """Children of residual blocks that belong to the trunk."""
-_BLOCKS = [
-    "BasicBlock",
-    "Bottleneck",
-    "InvertedResidual",
-    "_InvertedResidual",
-    "MBConv",
-    "FusedMBConv",
-    "ResBottleneckBlock",
-    "CNBlock",
-    "EncoderBlock",
-    "SwinTransformerBlock",
-    "SwinTransformerBlockV2",
-    "PartitionAttentionLayer",
-    "MultiscaleBlock",
-    "ResidualBlock",
-    "C2fBottleneck",
-]
-_JOINTS = [
-    "_DenseLayer",
-    "Fire",
-    "Inception",
-    "InceptionA",
-    "InceptionB",
-    "InceptionC",
-    "InceptionD",
-    "InceptionE",
-    "SepInceptionBlock3D",
-]
-"""Blocks that join branches by a concat; all but the first one lose their last branch."""
+_BLOCKS = (
+    *("BasicBlock", "Bottleneck", "ResBottleneckBlock", "CNBlock"),
+    *("InvertedResidual", "_InvertedResidual", "MBConv", "FusedMBConv"),
+    *("EncoderBlock", "SwinTransformerBlock", "SwinTransformerBlockV2", "PartitionAttentionLayer", "MultiscaleBlock"),
+    *("BertBlock", "LlamaBlock", "C2fBottleneck", "ResidualBlock", "_DenseLayer"),
+)
+"""Blocks whose branch is added to the trunk, or joined to it as a whole."""
+_JOINTS = (
+    *("Fire", "Inception", "SepInceptionBlock3D"),
+    *("InceptionA", "InceptionB", "InceptionC", "InceptionD", "InceptionE"),
+)
+"""Blocks that join branches by a concat; the last branch dies."""
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 class NotApplicableError(Exception):
@@ -163,7 +147,7 @@ def _whole_branch(problem: Problem, generator: Generator) -> Masks:
         for name, child in block.named_children()
         if name not in _SHORTCUTS and next(child.parameters(), None) is not None
     ]
-    if type(block).__name__ in _JOINTS and type(block).__name__ != "_DenseLayer":
+    if type(block).__name__ in _JOINTS:
         children = children[-1:]
     prefixes = tuple(f"{path}.{name}." for name in children)
     return {
@@ -177,8 +161,7 @@ def _zero_scales(problem: Problem, generator: Generator) -> Masks:
     """Set 30 % of the scales of every norm to zero; the shifts stay."""
     found = False
     for module in problem.model.modules():
-        norm = isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.modules.batchnorm._BatchNorm)
-        scale = module.weight if norm else None
+        scale = module.weight if isinstance(module, _NORMS) else None
         if isinstance(scale, torch.Tensor):
             found = True
             with torch.no_grad():

@@ -37,11 +37,12 @@ class Results:
         """Write both files; the JSON one is replaced at once, so that a kill leaves a whole one."""
         versions = {package: metadata.version(package) for package in _PACKAGES}
         head = {"gate": GATE, "machine": platform.machine(), "python": platform.python_version(), "packages": versions}
-        body = ",\n  ".join(json.dumps(row) for row in self.rows)
-        text = json.dumps(head, indent=1).rstrip("}\n") + f',\n "cells": [\n  {body}\n ]\n}}\n'
+        fields = [f'"{name}": {json.dumps(value)}' for name, value in head.items()]
+        cells = ",\n".join(f"  {json.dumps(row)}" for row in self.rows)
+        text = ",\n ".join([*fields, f'"cells": [\n{cells}\n ]'])
         self._path.parent.mkdir(parents=True, exist_ok=True)
         draft = self._path.with_suffix(".draft")
-        draft.write_text(text)
+        draft.write_text(f"{{\n {text}\n}}\n")
         os.replace(draft, self._path)
         self._path.with_suffix(".md").write_text(format_table(self.rows))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Unpack
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.channels.toys import GATE, WRONG, Toy, check_toy, eliminate, error_of
+from tests.channels.toys import GATE, WRONG, Masked, Toy, check_toy, eliminate, error_of
 from tests.networks import Function, double, image
 
 WIDTH, HEADS = 12, 3
@@ -29,7 +30,8 @@ def projections(width: int = WIDTH, keys: int = WIDTH) -> dict[str, nn.Module]:
 
 def heads(x: torch.Tensor, count: int = HEADS) -> torch.Tensor:
     """Return [N, heads, tokens, dim]."""
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+    batch, tokens, width = x.shape
+    return x.view(batch, tokens, count, width // count).transpose(1, 2)
 
 
 def join(x: torch.Tensor) -> torch.Tensor:
@@ -123,36 +125,39 @@ FIRST = [0, 4, 8]
 """Dimension 0 of every head."""
 
 
-def toy(forward: Forward, **options: object) -> Toy:
+def toy(forward: Forward, shapes: tuple[tuple[int, ...], ...] = SHAPES, **masked: Unpack[Masked]) -> Toy:
     """Return a toy with separate projections."""
-    return Toy(forward, projections, **{"shapes": SHAPES, **options})  # type: ignore[arg-type]  # fields of Toy
+    return Toy(forward, projections, shapes, **masked)
 
+
+CASES: dict[str, Masked] = {
+    "query and bias zero": {
+        "rows": {"q": FIRST},
+        "zeros": {"q.bias": FIRST},
+        "kept": {"q": (9, 8), "k": (9, 8), "v": (12, 8)},
+    },
+    "key zero": {
+        "rows": {"k": FIRST},
+        "zeros": {"k.bias": FIRST},
+        "kept": {"q": (9, 8), "k": (9, 8), "v": (12, 8)},
+    },
+    "key constant": {"rows": {"k": FIRST}, "kept": {"q": (9, 8), "k": (9, 8)}},
+    "query constant": {"rows": {"q": FIRST}},
+    "value constant": {"rows": {"v": FIRST}, "kept": {"v": (9, 8), "o": (8, 9)}},
+    "value unused": {"columns": {"o": FIRST}, "kept": {"v": (9, 8), "o": (8, 9)}},
+    "value of other dims in every head": {"rows": {"v": [0, 5, 10]}},
+    "a head without queries": {"rows": {"q": [0, 1, 2, 3]}, "zeros": {"q.bias": [0, 1, 2, 3]}},
+    "a head without values": {"rows": {"v": [4, 5, 6, 7]}, "kept": {"q": (8, 8), "k": (8, 8), "v": (8, 8)}},
+    "a head unused": {"columns": {"o": [4, 5, 6, 7]}, "kept": {"q": (8, 8), "k": (8, 8), "v": (8, 8)}},
+    "random rows": {"rows": {"q": [0, 3, 7], "k": [0, 1, 5, 9], "v": [2, 3, 4, 11], "o": [1]}},
+}
+"""What may be dead in a head."""
 
 TOYS: dict[str, Toy] = {
     **{
-        f"54 {forward.__name__}, {name}": toy(forward, **options)
+        f"54 {forward.__name__}, {name}": toy(forward, **masked_weights)
         for forward in (by_products, by_one_call, causal, einsum)
-        for name, options in {
-            "query and bias zero": {
-                "rows": {"q": FIRST},
-                "zeros": {"q.bias": FIRST},
-                "kept": {"q": (9, 8), "k": (9, 8), "v": (12, 8)},
-            },
-            "key zero": {
-                "rows": {"k": FIRST},
-                "zeros": {"k.bias": FIRST},
-                "kept": {"q": (9, 8), "k": (9, 8), "v": (12, 8)},
-            },
-            "key constant": {"rows": {"k": FIRST}, "kept": {"q": (9, 8), "k": (9, 8)}},
-            "query constant": {"rows": {"q": FIRST}},
-            "value constant": {"rows": {"v": FIRST}, "kept": {"v": (9, 8), "o": (8, 9)}},
-            "value unused": {"columns": {"o": FIRST}, "kept": {"v": (9, 8), "o": (8, 9)}},
-            "value of other dims in every head": {"rows": {"v": [0, 5, 10]}},
-            "a head without queries": {"rows": {"q": [0, 1, 2, 3]}, "zeros": {"q.bias": [0, 1, 2, 3]}},
-            "a head without values": {"rows": {"v": [4, 5, 6, 7]}, "kept": {"q": (8, 8), "k": (8, 8), "v": (8, 8)}},
-            "a head unused": {"columns": {"o": [4, 5, 6, 7]}, "kept": {"q": (8, 8), "k": (8, 8), "v": (8, 8)}},
-            "random rows": {"rows": {"q": [0, 3, 7], "k": [0, 1, 5, 9], "v": [2, 3, 4, 11], "o": [1]}},
-        }.items()
+        for name, masked_weights in CASES.items()
     },
     "54 cross": toy(crossed, shapes=((2, 5, 8), (2, 7, 8)), rows={"q": FIRST, "v": FIRST}, columns={"k": [1]}),
     **{

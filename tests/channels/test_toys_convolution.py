@@ -157,7 +157,7 @@ def test_13_filter_with_zero_sum_is_not_dead() -> None:
     model, x = double(nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2))), image(2, 3, 7, 6)
     weight = model.get_parameter("0.weight").data
     weight[1] -= weight[1].mean()
-    gm, record, error = eliminate(model, {}, (x,))
+    _, record, error = eliminate(model, {}, (x,))
     assert error <= GATE
     assert record.macs_after == record.macs_before
     assert abs(float(weight[1].sum())) < 1e-12

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.channels.toys import GATE, WRONG, Toy, check_toy, eliminate, error_of
+from tests.channels.toys import GATE, WRONG, Masked, Toy, check_toy, eliminate, error_of
 from tests.networks import Function, double, image
 
 
-def conv(inputs: int, outputs: int, size: int = 1, **options: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, **options)
+def conv(inputs: int, outputs: int, size: int = 1, *, padding: int = 0, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, padding=padding, groups=groups)
 
 
 def around(layer: nn.Module) -> Toy:
@@ -24,13 +26,13 @@ def around(layer: nn.Module) -> Toy:
     )
 
 
-def tokens(layer: nn.Module, **options: object) -> Toy:
+def tokens(layer: nn.Module, **masked: Unpack[Masked]) -> Toy:
     """Return a toy that normalises the last axis."""
     return Toy(
         lambda m, x: m.b(m.n(m.a(x))),
         lambda: {"a": nn.Linear(5, 8), "n": layer, "b": nn.Linear(8, 2)},
         shapes=((2, 4, 5),),
-        **options,  # type: ignore[arg-type]  # fields of Toy
+        **masked,
     )
 
 
@@ -74,7 +76,9 @@ TOYS: dict[str, Toy] = {
         lambda y: F.avg_pool2d(y, 3, 2, padding=1, count_include_pad=False), **CUT
     ),
     "46 average, rounded up": plane(lambda y: F.avg_pool2d(y, 3, 2, ceil_mode=True)),
-    "46 average, rounded up and padded": plane(lambda y: F.avg_pool2d(y, 3, 2, padding=1, ceil_mode=True), (2, 3, 9, 6)),
+    "46 average, rounded up and padded": plane(
+        lambda y: F.avg_pool2d(y, 3, 2, padding=1, ceil_mode=True), (2, 3, 9, 6)
+    ),
     "46 average, other divisor": plane(lambda y: F.avg_pool2d(y, 3, 2, divisor_override=5), **CUT),
     "46 average, other divisor, padded": plane(lambda y: F.avg_pool2d(y, 3, 2, padding=1, divisor_override=5)),
     "46 average, adaptive": plane(lambda y: F.adaptive_avg_pool2d(y, (3, 4)), **CUT),
@@ -99,7 +103,7 @@ def test_toy(name: str) -> None:
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
-def test_slicing_a_norm_over_channels_is_wrong(norm: type[nn.LayerNorm] | type[nn.RMSNorm]) -> None:
+def test_slicing_a_norm_over_channels_is_wrong(norm: type[nn.LayerNorm | nn.RMSNorm]) -> None:
     model = double(nn.Sequential(nn.Linear(5, 8), norm(8)))
     mask = torch.ones(8, 5, dtype=torch.bool)
     mask[:2] = False
@@ -122,6 +126,6 @@ def test_padded_average_taken_for_a_constant_is_wrong() -> None:
     with torch.no_grad():
         expected = model(x)
         column = model.get_parameter("b.weight")[:, :2]
-        model.get_parameter("b.bias").add_((column[:, :, 0, 0] @ model.get_parameter("a.bias")[:2]))
+        model.get_parameter("b.bias").add_(column[:, :, 0, 0] @ model.get_parameter("a.bias")[:2])
         column.zero_()
         assert error_of(model(x), expected) > WRONG

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.channels.toys import GATE, WRONG, Toy, check_toy, eliminate, error_of
+from tests.channels.toys import GATE, WRONG, Masked, Toy, check_toy, eliminate, error_of
 from tests.networks import Function, double, image
 
 HIDDEN = 6
@@ -45,7 +45,7 @@ def with_state(m: nn.Module, x: torch.Tensor, h0: torch.Tensor, *c0: torch.Tenso
     return m.get_submodule("b")(y), state
 
 
-def dead_units(kind: str, *suffixes: str) -> dict[str, dict[str, list[int]]]:
+def dead_units(kind: str, *suffixes: str) -> Masked:
     """Return rows and zeros that leave nothing of the dead units."""
     rows = unit_rows(kind)
     return {

@@ -11,8 +11,8 @@ from tests.channels.toys import GATE, WRONG, Toy, check_toy, eliminate, error_of
 from tests.networks import Function, double, image
 
 
-def conv(inputs: int, outputs: int, size: int = 1, **options: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, size, **options)
+def conv(inputs: int, outputs: int, size: int = 1, *, padding: int = 0, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, padding=padding, groups=groups)
 
 
 def trio(width: int = 8, first: int = 4, second: int = 4) -> dict[str, nn.Module]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import torch
 from torch import fx, nn
@@ -23,6 +24,16 @@ WRONG = 6e-3
 Indices = Sequence[int]
 
 
+class Masked(TypedDict, total=False):
+    """What a table says of a toy besides its network; the fields are those of `Toy`."""
+
+    rows: Mapping[str, Indices]
+    columns: Mapping[str, Indices]
+    zeros: Mapping[str, Indices]
+    kept: Mapping[str, tuple[int, int] | None]
+    refusal: str
+
+
 @dataclass(frozen=True)
 class Toy:
     """One toy network.
@@ -40,7 +51,7 @@ class Toy:
     """
 
     forward: Callable[..., object]
-    layers: Callable[[], dict[str, nn.Module]]
+    layers: Callable[[], Mapping[str, nn.Module]]
     shapes: tuple[tuple[int, ...], ...] = ((2, 3, 7, 6),)
     rows: Mapping[str, Indices] = field(default_factory=dict)
     columns: Mapping[str, Indices] = field(default_factory=dict)
