@@ -18,9 +18,19 @@ from fxprune.channels.rules.join import CatRule, ExpandRule
 from fxprune.channels.rules.layer import LayerRule
 from fxprune.channels.rules.passing import PassingRule, Values
 from fxprune.channels.rules.pointwise import PointwiseRule, is_pointwise
+from fxprune.channels.rules.pointwise_operators import POINTWISE_EXTRAS
 from fxprune.channels.rules.recurrent import RecurrentRule
 from fxprune.channels.rules.recurrent_stack import KINDS
+from fxprune.channels.rules.regroup_channels import GluRule, PixelShuffleRule
+from fxprune.channels.rules.repeat import RepeatRule
 from fxprune.channels.rules.shape import PIECES, SPLITS, ItemRule, MoveRule, PieceRule
+from fxprune.channels.rules.statistics import (
+    SharedStatisticsRule,
+    axes_of_batch,
+    axes_of_instance,
+    normalise_instance,
+    normalise_plane,
+)
 
 _aten = torch.ops.aten
 
@@ -91,6 +101,7 @@ _POINTWISES = (
     _aten.where.self,
     _aten._to_copy.default,
     _aten.to.dtype,
+    *POINTWISE_EXTRAS,
 )
 MOVES = (
     _aten.view.default,
@@ -153,6 +164,33 @@ RULES: dict[object, Rule] = {
     _aten.replication_pad2d.default: _plane(2, known.keep_value),
     _aten.replication_pad3d.default: _plane(3, known.keep_value),
     _aten.constant_pad_nd.default: PassingRule(known.pad, known.axes_of_pad),
+    _aten.pad.default: PassingRule(known.pad_by_mode, known.axes_of_pad),
+    _aten.prelu.default: PassingRule(known.slope, known.no_axes, ("weight",)),
+    _aten.instance_norm.default: PassingRule(
+        normalise_instance, axes_of_instance, ("weight", "bias", "running_mean", "running_var")
+    ),
+    _aten._native_batch_norm_legit.no_stats: PassingRule(normalise_plane, axes_of_batch, ("weight", "bias")),
+    **dict.fromkeys(
+        (_aten.layer_norm.default, _aten.rms_norm.default, _aten.group_norm.default), SharedStatisticsRule()
+    ),
+    _aten.pixel_shuffle.default: PixelShuffleRule(),
+    _aten.glu.default: GluRule(),
+    **dict.fromkeys((_aten.repeat.default, _aten.tile.default, _aten.repeat_interleave.self_int), RepeatRule()),
+    _aten.adaptive_max_pool1d.default: _plane(1, known.keep_value),
+    _aten.adaptive_max_pool3d.default: _plane(3, known.keep_value),
+    _aten.max_pool3d_with_indices.default: _plane(3, known.keep_value),
+    _aten.upsample_linear1d.vec: _plane(1, known.keep_value),
+    _aten._upsample_nearest_exact1d.vec: _plane(1, known.keep_value),
+    _aten._upsample_nearest_exact2d.vec: _plane(2, known.keep_value),
+    _aten._upsample_nearest_exact3d.vec: _plane(3, known.keep_value),
+    _aten._upsample_bilinear2d_aa.vec: _plane(2, known.keep_value),
+    _aten._upsample_bicubic2d_aa.vec: _plane(2, known.keep_value),
+    _aten.max.dim: PassingRule(known.keep_value, known.axes_of_dim),
+    _aten.min.dim: PassingRule(known.keep_value, known.axes_of_dim),
+    _aten.cumsum.default: PassingRule(known.keep_zero, known.axes_of_dim),
+    _aten.linalg_vector_norm.default: PassingRule(known.keep_zero, known.axes_of_dim),
+    _aten.log_softmax.int: PassingRule(known.log_uniform, known.axes_of_dim),
+    _aten._log_softmax.default: PassingRule(known.log_uniform, known.axes_of_dim),
     _aten.mean.dim: PassingRule(known.mean, known.axes_of_dim),
     _aten.amax.default: PassingRule(known.keep_value, known.axes_of_dim),
     _aten.amin.default: PassingRule(known.keep_value, known.axes_of_dim),

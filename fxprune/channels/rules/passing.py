@@ -144,7 +144,7 @@ def _find_needed(node: fx.Node, facts: Facts) -> BoolArray:
         return np.asarray(facts.used[ids] & facts.varies(ids))
     known = made[:2] if _has_places(_results(node)) else made[:1]
     lines = [cells.ids.reshape(-1) for cells in known]
-    return np.any([facts.used[line] & facts.varies(line) for line in lines], axis=0)
+    return np.asarray(np.any([facts.used[line] & facts.varies(line) for line in lines], axis=0))
 
 
 def _drop(node: fx.Node, rewriter: Rewriter) -> None:

@@ -62,11 +62,16 @@ def average(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArray, 
     arguments = bind(node)
     padding = arguments.get("padding", 0)
     padded = any(cast("Sequence[int]", padding)) if isinstance(padding, Sequence) else bool(padding)
-    counted = padded and bool(arguments.get("count_include_pad", True))
-    if counted or arguments.get("divisor_override") is not None:
+    divisor = arguments.get("divisor_override")
+    if (padded and bool(arguments.get("count_include_pad", True))) or (divisor and arguments.get("ceil_mode")):
         keep_zero(gm, node, facts, sources, results)
-    else:
-        keep_value(gm, node, facts, sources, results)
+        return
+    kernel = cast("Sequence[int]", arguments["kernel_size"])
+    dims = cast("fx.Node", node.args[0]).meta["val"].ndim - 2
+    window = math.prod(kernel) if len(kernel) == dims else kernel[0] ** dims
+    factor = window / float(cast("float", divisor)) if divisor else 1.0
+    known = np.asarray(facts.kind[sources] == Kind.CONST)
+    facts.set_constants(results[known], facts.value[sources[known]] * factor)
 
 
 def mean(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArray, results: IntArray) -> None:
@@ -115,7 +120,7 @@ def log_uniform(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArr
 def slope(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArray, results: IntArray) -> None:
     """A constant below 0 is multiplied by its channel's slope."""
     slopes = _numbers(gm, bind(node)["weight"])
-    if slopes is None:
+    if slopes is None or slopes.size not in (1, sources.size):
         return
     known = np.asarray(facts.kind[sources] == Kind.CONST)
     values = facts.value[sources]
@@ -141,6 +146,14 @@ def pad(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArray, resu
         elif len(sizes) // 2 <= len(planes) and min(sizes) >= 0:
             padded = _pad_map(facts.map_of(source, planes), sizes, fill)
             facts.set_maps(np.array([result]), SpatialMap(padded.classes, padded.table[None]))
+
+
+def pad_by_mode(gm: fx.GraphModule, node: fx.Node, facts: Facts, sources: IntArray, results: IntArray) -> None:
+    """Padding with the channel's own values keeps a constant; the mode "constant" is that of `pad`."""
+    if bind(node).get("mode", "constant") == "constant":
+        pad(gm, node, facts, sources, results)
+    else:
+        keep_value(gm, node, facts, sources, results)
 
 
 def _pad_map(plane: SpatialMap, sizes: Sequence[int], fill: float) -> SpatialMap:

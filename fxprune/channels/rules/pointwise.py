@@ -33,7 +33,7 @@ class PointwiseRule(Rule):
         grid = tuple(np.broadcast_shapes(*(operand.ids.shape for operand in active if operand.ids is not None)))
         cells = Cells(tuple(value.shape), facts.new_ids(grid))
         facts.cells[node] = cells
-        if value.is_floating_point():
+        if value.is_floating_point() or value.dtype is torch.bool:
             _compute_values(gm, node, facts, operands, cells)
         _tie_operands(node, facts, active, cells)
 
