@@ -121,6 +121,8 @@ class Facts:
 
     def set_maps(self, ids: IntArray, planes: SpatialMap) -> None:
         """Say that ids [n] have these maps, with table [n, ...]; a flat map is a constant, others must be finite."""
+        if ids.size == 0:
+            return
         table = planes.table.reshape(ids.size, -1)
         flat = (table == table[:, :1]).all(axis=1)
         self.set_constants(ids[flat], table[flat, 0])

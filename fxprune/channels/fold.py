@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from fxprune.channels.facts import Facts, Kind
@@ -45,10 +46,6 @@ def constant_rows(
         own = group_columns(layer, group)
         channels = own[known[own]]
         added = fold_channels(gm, layer, facts, inputs, rows[members], channels)
-        if added is None:  # a transposed convolution of something not 0: it differs over space, nothing is claimed
-            reading = facts.reads[layer.node][np.ix_(rows[members], channels - own[0])].any(axis=1)
-            facts.set_constants(ids[rows[members][~reading]], bias[members][~reading])
-            continue
         facts.set_maps(ids[rows[members]], add_bias(added, bias[members]))
 
 
@@ -108,7 +105,7 @@ def cells_of(weight: torch.Tensor, layer: Layer, rows: IntArray, channels: IntAr
 
 def fold_channels(
     gm: fx.GraphModule, layer: Layer, facts: Facts, inputs: IntArray, rows: IntArray, channels: IntArray
-) -> SpatialMap | None:
+) -> SpatialMap:
     """Return what known channels of one conv group add to rows.
 
     Args:
@@ -120,21 +117,32 @@ def fold_channels(
         channels: Input channels of the same group; none of them varies.
 
     Returns:
-        A map with table [rows, ...], without the bias; None for a transposed convolution of something that is not 0.
+        A map with table [rows, ...], without the bias.
     """
     flat = tuple(np.zeros(size, dtype=np.int64) for size in spatial(layer, layer.node))
     if channels.size == 0 or rows.size == 0:
         return SpatialMap(flat, np.zeros((rows.size, *[1] * layer.dims)))
-    if layer.kind == "conv_transpose":
-        return None
     weight = cells_of(get_tensor(gm, layer.weight), layer, rows, channels)
     sizes = spatial(layer, layer.input)
+    if layer.kind == "conv_transpose":
+        planes = np.stack([facts.map_of(identity, sizes).full() for identity in inputs[channels].tolist()])
+        return _fold_transposed(layer, weight, planes)
     if layer.kind == "linear":
         return SpatialMap((), weight @ facts.value[inputs[channels]])
     ids = inputs[channels]
     if not bool((facts.kind[ids] == Kind.MAP).any()):
         return _fold_constants(layer, weight, facts.value[ids], sizes)
     return convolve(weight, [facts.map_of(identity, sizes) for identity in ids.tolist()], window_of(layer))
+
+
+def _fold_transposed(layer: Layer, weight: FloatArray, planes: FloatArray) -> SpatialMap:
+    """Fold planes [channels, *sizes] by running the transposed convolution on them: every position is its own class."""
+    run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[layer.dims - 1]
+    kernel = torch.from_numpy(np.ascontiguousarray(weight.swapaxes(0, 1)))
+    padding = tuple(low for low, _ in layer.padding)
+    x = torch.from_numpy(planes)[None]
+    y = run(x, kernel, None, layer.stride, padding, layer.output_padding, 1, layer.dilation)[0].numpy()
+    return SpatialMap(tuple(np.arange(size, dtype=np.int64) for size in y.shape[1:]), np.asarray(y))
 
 
 def _fold_constants(layer: Layer, weight: FloatArray, values: FloatArray, sizes: tuple[int, ...]) -> SpatialMap:

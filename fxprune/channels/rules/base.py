@@ -108,11 +108,11 @@ class InputRule(Rule):
 
 
 def _channel_axis(node: fx.Node, rank: int) -> int | None:
-    """Return 1 for images, the last axis for what a linear layer reads, None where nothing can be said."""
+    """Return the last axis for what a linear layer reads, 1 for images, None where nothing can be said."""
     targets = {str(user.target) for user in node.users}
     if any(target.startswith(_LAST) for target in targets):
         return rank - 1
-    return 1 if rank >= 3 and any("conv" in target for target in targets) else None
+    return 1 if rank >= 4 or (rank == 3 and any("conv" in target for target in targets)) else None
 
 
 class OutputRule(Rule):

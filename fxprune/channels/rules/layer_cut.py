@@ -73,10 +73,6 @@ def rewrite_layer(layer: Layer, rewriter: Rewriter) -> None:
     axis = _axis(layer)
     wanted = _choose_input(layer, rewriter, rows)
     cuts = _cut_groups(layer, rewriter, rows, wanted)
-    if any(cut is None for cut in cuts):  # a transposed convolution without a carrier: take its constants in as data
-        wanted = np.concatenate([group_columns(layer, group) for group, _ in split_groups(layer, rows)])
-        cuts = _cut_groups(layer, rewriter, rows, wanted)
-    whole = [cut for cut in cuts if cut is not None]
     source = rewriter.facts.of(layer.input)
     shape = [1] * len(source.shape)
     shape[axis] = -1
@@ -85,7 +81,7 @@ def rewrite_layer(layer: Layer, rewriter: Rewriter) -> None:
     else:  # nothing is known of single channels: all are there
         whole_input = rewriter.fetch_full(layer.input)
         x = select(rewriter, layer.input, whole_input, axis, wanted, layer.input.meta["val"].shape[axis])
-    new = _emit_layer(layer, rewriter, x, whole)
+    new = _emit_layer(layer, rewriter, x, cuts)
     rewriter.put(node, new, kept)
 
 
@@ -125,7 +121,7 @@ def _choose_input(layer: Layer, rewriter: Rewriter, rows: IntArray) -> IntArray:
     return members if counts.min() == counts.max() > 0 else own
 
 
-def _cut_groups(layer: Layer, rewriter: Rewriter, rows: IntArray, wanted: IntArray) -> list[_GroupCut | None]:
+def _cut_groups(layer: Layer, rewriter: Rewriter, rows: IntArray, wanted: IntArray) -> list[_GroupCut]:
     """Cut every conv group; the groups of a depthwise convolution together."""
     groups = split_groups(layer, rows)
     if is_depthwise(layer) and layer.kind == "conv":
@@ -135,8 +131,8 @@ def _cut_groups(layer: Layer, rewriter: Rewriter, rows: IntArray, wanted: IntArr
     return [_cut_group(layer, rewriter, group, rows[members], wanted) for group, members in groups]
 
 
-def _cut_group(layer: Layer, rewriter: Rewriter, group: int, rows: IntArray, wanted: IntArray) -> _GroupCut | None:
-    """Fold the lost channels of one conv group; None where that is not possible."""
+def _cut_group(layer: Layer, rewriter: Rewriter, group: int, rows: IntArray, wanted: IntArray) -> _GroupCut:
+    """Fold the lost channels of one conv group."""
     facts = rewriter.facts
     own = group_columns(layer, group)
     channels = wanted[np.isin(wanted, own)]
@@ -145,11 +141,11 @@ def _cut_group(layer: Layer, rewriter: Rewriter, group: int, rows: IntArray, wan
     lost = np.setdiff1d(own, channels)
     known = lost[~facts.varies(ids[lost]) & ~facts.is_zero(ids[lost])]
     extra = fold_channels(rewriter.gm, layer, facts, ids, rows, known)
-    if extra is not None and extra.is_flat():
+    if extra.is_flat():
         return _GroupCut(rows, channels, None, None, extra)
     carrier = find_carrier(facts.kind[ids[channels]], facts.value[ids[channels]])
     if carrier is None:
-        return None if extra is None else _GroupCut(rows, channels, None, None, extra)
+        return _GroupCut(rows, channels, None, None, extra)
     plain = known[facts.kind[ids[known]] == Kind.CONST]
     chosen = int(channels[carrier])
     ratios = facts.value[ids[plain]] / facts.value[ids[chosen]]
@@ -157,7 +153,7 @@ def _cut_group(layer: Layer, rewriter: Rewriter, group: int, rows: IntArray, wan
     moved = np.tensordot(cells_of(weight, layer, rows, plain), ratios, axes=([1], [0]))
     moved = moved + cells_of(weight, layer, rows, np.array([chosen]))[:, 0]
     rest = fold_channels(rewriter.gm, layer, facts, ids, rows, np.setdiff1d(known, plain))
-    return None if rest is None else _GroupCut(rows, channels, chosen, moved, rest)
+    return _GroupCut(rows, channels, chosen, moved, rest)
 
 
 def find_carrier(kinds: np.ndarray[tuple[int, ...], np.dtype[np.int8]], values: FloatArray) -> int | None:

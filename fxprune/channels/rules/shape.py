@@ -24,6 +24,8 @@ from fxprune.channels.grid import (
 )
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule, is_constant, pin_inputs, set_opaque
+from fxprune.channels.spatial import SpatialMap
+from fxprune.layer import find_layer
 from fxprune.nodes import bind, get_tensor
 
 _aten = torch.ops.aten
@@ -81,7 +83,13 @@ class MoveRule(Rule):
         """Take the ids along; see whether this is the end of a channel shuffle."""
         cells = facts.of(cast("fx.Node", node.args[0]))
         (elements,) = probe(node, number(cells.shape), node.args[1:])
-        facts.cells[node] = Cells(tuple(elements.shape), moved_ids(cells, elements, facts))
+        shape = tuple(elements.shape)
+        if is_flatten(shape, cells):
+            facts.cells[node] = Cells(shape, flatten_maps(cells, facts))
+            return
+        facts.cells[node] = Cells(shape, moved_ids(cells, elements, facts))
+        if is_image(node) and not set(facts.of(node).axes) <= {1}:
+            facts.cells[node] = Cells(shape, one_id_a_channel(facts.of(node), facts))
         if node.target in _SIZED:
             facts.boxes[node] = facts.of(node).ids
         _find_shuffle(node, elements, facts)
@@ -118,6 +126,49 @@ class MoveRule(Rule):
             rewriter.copy_full(node)
             return
         rewriter.put(node, rewriter.emit(node.target, (rewriter.made_node(source), *args), node, node.kwargs), found)
+
+
+def is_flatten(shape: Shape, cells: Cells) -> bool:
+    """Return whether a result is [N, C * H * W] of a source [N, C, H, W] with ids on its channels."""
+    plane = int(np.prod(cells.shape[2:], dtype=np.int64))
+    return len(cells.shape) > 2 and cells.axes == (1,) and shape == (cells.shape[0], cells.shape[1] * plane)
+
+
+def flatten_maps(cells: Cells, facts: Facts) -> IntArray:
+    """Return the ids of a flattened image, [1, C * H * W]: each position of a known map is a constant of its own."""
+    plane = int(np.prod(cells.shape[2:], dtype=np.int64))
+    ids = np.repeat(cells.ids.reshape(-1), plane).reshape(-1, plane)
+    for row in ids:
+        if facts.kind[row[0]] == Kind.MAP:
+            fresh = facts.new_ids((plane,))
+            facts.set_constants(fresh, facts.maps[int(row[0])].full().reshape(-1))
+            facts.tie(fresh, row)
+            row[:] = fresh
+    return ids.reshape(1, -1)
+
+
+def is_image(node: fx.Node) -> bool:
+    """Return whether convolutions read a result."""
+    layers = [layer for layer in map(find_layer, node.users) if layer is not None]
+    return any(layer.kind != "linear" and layer.input is node for layer in layers)
+
+
+def one_id_a_channel(cells: Cells, facts: Facts) -> IntArray:
+    """Return one id for each index of axis 1 of an image; it stays with all ids that it stands for.
+
+    Constants make a map: the channel is known, if not the same everywhere.
+    """
+    count, sizes = cells.shape[1], cells.shape[2:]
+    lines = np.moveaxis(np.broadcast_to(cells.ids, (cells.grid[0], *cells.shape[1:])), 1, 0).reshape(count, -1)
+    fresh = facts.new_ids((count,))
+    known = np.asarray((facts.kind[lines] == Kind.CONST).all(axis=1))
+    if cells.grid[0] == 1:
+        classes = tuple(np.arange(size, dtype=np.int64) for size in sizes)
+        facts.set_maps(fresh[known], SpatialMap(classes, facts.value[lines[known]].reshape(int(known.sum()), *sizes)))
+    shared = np.broadcast_to(fresh[:, None], lines.shape)
+    facts.tie(shared, lines)
+    facts.moved.append((lines, shared))
+    return fresh.reshape([-1 if axis == 1 else 1 for axis in range(len(cells.shape))])
 
 
 def _find_shuffle(node: fx.Node, elements: IntArray, facts: Facts) -> None:
