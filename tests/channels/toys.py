@@ -122,10 +122,10 @@ def eliminate(
 
 
 def error_of(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the largest difference as a share of the largest expected value."""
+    """Return the largest difference as a share of the largest expected value; of 1 if that is 0."""
     assert found.shape == expected.shape
     assert bool(expected.isfinite().all())
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((found - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
 
 
 def kept_shapes(gm: fx.GraphModule) -> dict[str, tuple[int, int]]:
