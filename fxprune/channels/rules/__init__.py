@@ -11,6 +11,7 @@ from fxprune.channels.facts import Facts
 from fxprune.channels.rules import passing_values as known
 from fxprune.channels.rules.attention import AttentionRule
 from fxprune.channels.rules.base import InputRule, OutputRule, Rule, is_activation
+from fxprune.channels.rules.constant_product import ConstantProductRule, is_constant_product
 from fxprune.channels.rules.contraction import ContractionRule
 from fxprune.channels.rules.embedding import EmbeddingRule
 from fxprune.channels.rules.index_add import IndexAddRule
@@ -35,6 +36,7 @@ from fxprune.channels.rules.statistics import (
 _aten = torch.ops.aten
 
 _UNKNOWN = Rule()
+_PRODUCT = ConstantProductRule()
 _LAYER, _POINTWISE, _MOVE, _PIECE = LayerRule(), PointwiseRule(), MoveRule(), PieceRule()
 
 
@@ -133,8 +135,10 @@ RULES: dict[object, Rule] = {
     _aten.expand.default: ExpandRule(),
     _aten.index_add.default: IndexAddRule(),
     _aten.matmul.default: ContractionRule(),
+    _aten.mm.default: ContractionRule(),
     _aten.bmm.default: ContractionRule(),
     _aten.einsum.default: ContractionRule(),
+    _aten.addmm.default: _PRODUCT,
     _aten.scaled_dot_product_attention.default: AttentionRule(),
     _aten.embedding.default: EmbeddingRule(),
     _aten._native_batch_norm_legit_no_training.default: PassingRule(
@@ -212,6 +216,8 @@ def find_rule(node: fx.Node, facts: Facts) -> Rule | None:
     if node.op == "get_attr":
         return None
     rule = RULES.get(node.target, _UNKNOWN)
+    if isinstance(rule, ContractionRule):
+        return _PRODUCT if is_constant_product(node) else rule
     if isinstance(rule, PointwiseRule):
         return rule if is_pointwise(node, facts) else _UNKNOWN
     if rule in (_MOVE, _PIECE) or isinstance(rule, ExpandRule):
