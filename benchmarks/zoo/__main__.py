@@ -17,7 +17,9 @@ from benchmarks.zoo.session import Row, run_model
 from benchmarks.zoo.speed import measure_speed
 
 BATCHES = (1, 3)
-RESULTS = Path(__file__).parents[1] / "results" / "zoo-channels.json"
+RESULTS = Path(__file__).parents[1] / "results"
+FILES = {"A": "zoo-channels.json", "B": "zoo-channels-b.json"}
+"""Tier to the file of its cells, in `RESULTS`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.speed:
         measure_speed(options.threads)
         return 0
-    results = Results(options.output, resume=options.resume)
+    results = Results(options.output or RESULTS / FILES[options.tier], resume=options.resume)
     chosen = [key for key in list_cells(options) if not (options.resume and results.has(key))]
     models = dict.fromkeys(key.model for key in chosen)
     lock, done = Lock(), 0
@@ -59,7 +61,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch for each of them (default: 1)")
     parser.add_argument("--time-limit", type=float, default=600, help="seconds that one cell may take (default: 600)")
     parser.add_argument("--resume", action="store_true", help="keep the exact cells of the results file")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="results file (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="results file (default: one a tier, in benchmarks/results)")
     parser.add_argument("--speed", action="store_true", help="measure time and peak memory of the pass alone, and stop")
     return parser
 

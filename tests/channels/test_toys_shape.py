@@ -112,6 +112,7 @@ TOYS: dict[str, Toy] = {
         lambda m, x: m.b(F.pixel_shuffle(m.a(x).relu(), 2)),
         lambda: {"a": conv(3, 16), "b": conv(4, 2, 3)},
         rows={"a": [0, 1, 2, 3, 5]},
+        zeros={"a.bias": [0, 1, 2, 3]},
         kept={"a": (12, 3), "b": (2, 3)},
     ),
     "35 pixel unshuffle": Toy(
