@@ -20,6 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 from fxprune.errors import UnsupportedError
 from fxprune.graph.constants import fold_constants, mask_constants, rewrite_products
 from fxprune.graph.door import check_call, check_inference, check_model, check_program, check_tensors, check_types
+from fxprune.graph.fills import rewrite_fills
 from fxprune.graph.program import import_program
 from fxprune.graph.shapes import propagate_shapes, tidy
 
@@ -91,6 +92,7 @@ def capture(
     propagate_shapes(gm, tuple(tree_flatten((args, dict(kwargs)))[0]))
     _specialise(gm)
     rewrite_products(gm)
+    rewrite_fills(gm)
     mask_constants(gm, masks or {})
     fold_constants(gm)
     tidy(gm)
