@@ -137,19 +137,23 @@ class _Evaluator:
         self._gm = gm
         self._values: dict[fx.Node, Argument] = {}
         self._keys: dict[fx.Node, str] = {}
+        self._numbers: dict[str, str] = {}
+        self._sources: dict[fx.Node, set[str]] = {}
 
     def key(self, node: fx.Node) -> str:
         """Return something equal for nodes that compute the same from the same constants."""
         if node not in self._keys:
             arguments = map_arg((node.args, dict(node.kwargs)), self.key)
-            self._keys[node] = f"{node.target}({arguments})"
+            text = f"{node.target}({arguments})"
+            self._keys[node] = self._numbers.setdefault(text, f"%{len(self._numbers)}")  # short, whatever it is made of
         return self._keys[node]
 
     def sources(self, node: fx.Node) -> set[str]:
         """Return the names of the tensors that a node is computed from."""
-        if node.op == "get_attr":
-            return {str(node.target)}
-        return set().union(*(self.sources(source) for source in node.all_input_nodes))
+        if node not in self._sources:
+            inner = set().union(*(self.sources(source) for source in node.all_input_nodes))
+            self._sources[node] = {str(node.target)} if node.op == "get_attr" else inner
+        return self._sources[node]
 
     def evaluate(self, node: fx.Node) -> Argument:
         """Return the node's value."""

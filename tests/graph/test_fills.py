@@ -57,3 +57,17 @@ def test_other_tensors_of_the_shape_are_left_alone() -> None:
     gm = capture(model, (x,), {}).graph_module
     assert targets(gm) == [_aten.add.Tensor]
     assert difference(run(gm, x)[0], reference(model, x)) == 0
+
+
+def test_long_constant_arithmetic_is_recognised_in_time() -> None:
+    """Each step reads the one before twice: written out, the last would be a text of 2 ** 60 parts."""
+
+    def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        mask = x.new_ones((4,))
+        for _ in range(60):
+            mask = (mask + mask) * 0.5
+        result: torch.Tensor = m.get_submodule("fc")(x) * mask
+        return result
+
+    gm = capture(Function(forward, fc=nn.Linear(4, 4)).double().eval(), (image(3, 4),), {}).graph_module
+    assert targets(gm) == [_aten.linear.default, _aten.mul.Tensor]
