@@ -6,11 +6,12 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from torch import fx
 
+from fxprune.channels.record import compose_cuts
 from fxprune.codegen.format import padded_stored
 from fxprune.codegen.memory import release_unused
 from fxprune.codegen.target import CpuTarget, check_versions, parse_target
@@ -18,7 +19,7 @@ from fxprune.compiled import Specialisation
 from fxprune.debug import dump_text
 from fxprune.errors import UnsupportedError
 from fxprune.graph import Captured
-from fxprune.layer import Layer, find_layer
+from fxprune.layer import find_layer
 from fxprune.lowering.choice import Case, Choice, constant, full_pattern
 from fxprune.lowering.geometry import find_obstacle, shape_of
 from fxprune.lowering.measure import time_calls
@@ -27,32 +28,13 @@ from fxprune.lowering.program import Program, lower
 from fxprune.lowering.select import NOISE, select
 from fxprune.nodes import annotation_of, module_path
 from fxprune.passes import PassRecord
-from fxprune.report import CompileReport, LayerReport
+from fxprune.report import CompileReport, LayerReport, MaskFacts
 
 __all__ = ["build", "prepare_target", "release_unused"]
 
 logger = logging.getLogger(__name__)
 
 _LIBRARIES = ("fxprune", "torch", "apache-tvm", "apache-tvm-ffi")
-
-
-@dataclass(frozen=True)
-class MaskFacts:
-    """What the report says of the masks.
-
-    Attributes:
-        kept_weight: Share of |w| that the mask keeps, by parameter name.
-        families: The structure of each mask, by parameter name.
-        function_change: Whether the result equals the masked model.
-    """
-
-    kept_weight: Mapping[str, float]
-    families: Mapping[str, str]
-    function_change: str
-
-    def explain(self, name: str, reason: str) -> str:
-        """Put the structure of a weight's mask, if it has one, before the reason for its kernel."""
-        return f"{self.families[name]}; {reason}" if name in self.families else reason
 
 
 def prepare_target(target: str | Mapping[str, object], threads: int | None) -> CpuTarget:
@@ -96,6 +78,7 @@ def build(
         target=target.description,
         threads=target.threads,
         input_shapes=tuple(tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor)),
+        channels=tuple(map(asdict, compose_cuts(gm))),
         layers=tuple(_report_layers(gm, cases, choices, obstacles, facts, program)),
         passes=tuple(asdict(record) for record in records),
         refusals=tuple((refusal.node, refusal.reason) for record in records for refusal in record.refusals),
@@ -194,7 +177,7 @@ def _report_layers(
         reports.append(
             LayerReport(
                 name=module_path(node),
-                operator=_describe(layer),
+                operator=layer.title,
                 weight_shape=layer.weight_shape,
                 output_shape=layer.output_shape,
                 macs_dense=layer.macs,
@@ -215,13 +198,3 @@ def _report_layers(
             )
         )
     return reports
-
-
-def _describe(layer: Layer) -> str:
-    """Return the operator in a few words, e.g. "conv2d 3x3 s2 g1"."""
-    if layer.kind == "linear":
-        return "linear"
-    name = f"conv{layer.dims}d" if layer.kind == "conv" else f"conv_transpose{layer.dims}d"
-    kernel = "x".join(str(size) for size in layer.weight_shape[2:])
-    stride = "x".join(str(step) for step in dict.fromkeys(layer.stride))
-    return f"{name} {kernel} s{stride} g{layer.groups}"

@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import TYPE_CHECKING, NoReturn, SupportsIndex
+from typing import NoReturn, Protocol, SupportsIndex
 
 import torch
 from torch import fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fxprune.errors import FxpruneError, UnsupportedError
-
-if TYPE_CHECKING:  # importing it would load TVM
-    from fxprune.lowering.program import Program
 from fxprune.report import CompileReport
 
 logger = logging.getLogger(__name__)
@@ -26,6 +23,17 @@ _Key = tuple[object, ...]
 
 _PLAIN = (int, float, complex, str, NoneType, torch.dtype, torch.device, torch.layout, torch.memory_format)
 """Types of inputs besides tensors; a compiled program holds for their values."""
+
+
+class Program(Protocol):
+    """What runs: kernels and torch, or torch alone."""
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The graph that runs."""
+
+    def run(self, inputs: Sequence[object]) -> list[object]:
+        """Run on flat inputs of the captured shapes; the results are the caller's."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,8 @@ from fxprune.graph import annotate, capture, check_ready
 from fxprune.masks import kept_weight_shares, open_masks
 from fxprune.passes import default_pipeline, run_passes
 from fxprune.passes.final_masks import FinalMasks
+from fxprune.report import MaskFacts
+from fxprune.targets import open_backend
 from fxprune.transform.change import describe_structure
 from fxprune.transform.layers import find_families, find_scores
 
@@ -41,11 +43,12 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         masks: Which weights survive pruning: parameter name to a tensor of 0 and 1 in the weight's shape, 1 = kept; or
             the path of a file that `load_masks` reads.
             None: the masks of `torch.nn.utils.prune` on the model; elsewhere a zero weight is a pruned weight.
-        target: "cpu", or a TVM target of kind llvm as a dict or JSON text.
+        target: "cpu", or a TVM target of kind llvm as a dict or JSON text; "torch": no kernels, the dense graph without
+            its dead channels, whose `.graph_module` can be exported.
         example_inputs: A tensor or a tuple of the model's positional inputs. None: compiled at the first call.
         structure: "exact": the result equals the masked model. "refill", "refill+", "regroup": the masks become whole
             rows or row groups first, which changes what the model computes; `.masks` are the masks to retrain with.
-        dtype: torch.float32 or None.
+        dtype: torch.float32 or None; the target "torch" computes in the type of the model.
         tune: None or "off".
         database: None.
         options: "measure" (bool, default True: choose kernels by timing them), "threads" (int, default torch's).
@@ -63,12 +66,10 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
     chosen = read_options(options)
     inputs = read_example_inputs(example_inputs)
     check_not_compiled(model)
-    from fxprune import backend  # loads TVM, which `import fxprune` does not
-
-    cpu = backend.prepare_target(target, chosen.threads)
+    backend = open_backend(target, chosen)
     kept = open_masks(model, masks)
     check_ready(model)
-    pipeline = default_pipeline(cpu.efficiency, structure)
+    pipeline = default_pipeline(backend.efficiency, structure)
     scores = None if structure == "exact" else find_scores(model, kept)
 
     def compile_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
@@ -78,16 +79,13 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         final = FinalMasks(kept)
         records = run_passes(captured.graph_module, pipeline, (final,))
         flat = tree_leaves((args, dict(kwargs)))
-        facts = backend.MaskFacts(
+        facts = MaskFacts(
             kept_weight_shares(model, final.masks),
             find_families(model, final.masks),
             describe_structure(structure, model, kept, final.masks),
         )
-        built = backend.build(captured, flat, records, facts, cpu, measure=chosen.measure, start=start)
         compiled.set_masks(final.masks)
-        del captured
-        backend.release_unused()
-        return built
+        return backend.build(captured, flat, records, facts, start)
 
     compiled = CompiledModule(compile_for, kept if structure == "exact" else None)
     if inputs is not None:

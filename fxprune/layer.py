@@ -93,6 +93,16 @@ class Layer:
         return math.prod(self.output_shape) // max(1, self.out_channels)
 
     @property
+    def title(self) -> str:
+        """The operator in a few words, e.g. "conv2d 3x3 s2 g1"."""
+        if self.kind == "linear":
+            return "linear"
+        name = f"conv{self.dims}d" if self.kind == "conv" else f"conv_transpose{self.dims}d"
+        kernel = "x".join(str(size) for size in self.weight_shape[2:])
+        stride = "x".join(str(step) for step in dict.fromkeys(self.stride))
+        return f"{name} {kernel} s{stride} g{self.groups}"
+
+    @property
     def macs(self) -> int:
         """Multiply-adds of the dense layer at its real shapes."""
         return self.positions * math.prod(self.weight_shape)

@@ -105,6 +105,25 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class MaskFacts:
+    """What the report says of the masks.
+
+    Attributes:
+        kept_weight: Share of |w| that the mask keeps, by parameter name.
+        families: The structure of each mask, by parameter name.
+        function_change: Whether the result equals the masked model.
+    """
+
+    kept_weight: Mapping[str, float]
+    families: Mapping[str, str]
+    function_change: str
+
+    def explain(self, name: str, reason: str) -> str:
+        """Put the structure of a weight's mask, if it has one, before the reason for its kernel."""
+        return f"{self.families[name]}; {reason}" if name in self.families else reason
+
+
+@dataclass(frozen=True)
 class CompileReport:
     """A compiled model, layer by layer.
 
@@ -121,6 +140,7 @@ class CompileReport:
             outside kernels in [0, 1]; None if not measured.
         compile_seconds: Wall time of the compilation, in seconds.
         versions: Version of every library that matters, by name.
+        channels: One mapping a layer that lost channels, the fields of its `LayerCut`, in original numbering.
     """
 
     target: str
@@ -134,6 +154,7 @@ class CompileReport:
     overhead: Mapping[str, float] | None
     compile_seconds: float
     versions: Mapping[str, str]
+    channels: tuple[Mapping[str, object], ...] = ()
 
     def totals(self) -> Totals:
         """Add up all layers."""

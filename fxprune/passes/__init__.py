@@ -36,7 +36,8 @@ def default_pipeline(efficiency: tuple[tuple[int, float], ...], structure: str =
     """Return the passes.
 
     Args:
-        efficiency: Pairs (group height in rows, rate of the target's kernel as a share of the dense rate).
+        efficiency: Pairs (group height in rows, rate of the target's kernel as a share of the dense rate); empty for a
+            target without kernels of ours: the result is a dense graph, as small as it can be.
         structure: A key of `fxprune.arguments.STRUCTURES`.
 
     Returns:
@@ -48,4 +49,6 @@ def default_pipeline(efficiency: tuple[tuple[int, float], ...], structure: str =
         "refill+": (Refill(RefillRule(rate=REFILL_PLUS_RATE)),),
         "regroup": (Regroup(VectorRule(efficiency=efficiency)),),
     }
+    if not efficiency:
+        return (FoldBatchNorm(), *changing[structure], EliminateChannels())
     return (FoldBatchNorm(), *changing[structure], GroupRows(efficiency=efficiency), FuseEpilogue())

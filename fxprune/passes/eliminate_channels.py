@@ -26,7 +26,7 @@ from torch import fx
 from fxprune.channels.analysis import analyse
 from fxprune.channels.packed import split_packed
 from fxprune.channels.plan import ChannelPlan, make_plan
-from fxprune.channels.record import LayerCut
+from fxprune.channels.record import CUTS_KEY, LayerCut
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules import find_rule
 from fxprune.errors import PreconditionError
@@ -87,7 +87,7 @@ class EliminateChannels(Pass):
         gm.graph = rewriter.graph
         rewriter.loosen_views()
         rewriter.store_constants()
-        gm.meta.setdefault("channel_cuts", []).append(tuple(rewriter.record))
+        gm.meta.setdefault(CUTS_KEY, []).append(tuple(rewriter.record))
         return True, refusals
 
     def ensures(self, gm: fx.GraphModule) -> None:

@@ -1,0 +1,123 @@
+"""target="torch": the cut dense graph as a plain module that torch runs and exports; no kernel of ours, no TVM."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import cast
+
+import torch
+from torch import fx
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils._pytree import TreeSpec
+
+from fxprune.channels.record import compose_cuts
+from fxprune.compiled import Specialisation
+from fxprune.debug import dump_text
+from fxprune.graph import Captured
+from fxprune.layer import Layer, find_layer
+from fxprune.nodes import annotation_of, module_path
+from fxprune.passes import PassRecord
+from fxprune.report import CompileReport, LayerReport, MaskFacts
+
+_LIBRARIES = ("fxprune", "torch")
+
+
+class DenseProgram:
+    """A graph that torch runs.
+
+    Attributes:
+        graph_module: The graph with the signature of the user's model: plain ATen calls, weights as buffers named as in
+            the model. It can be exported and compiled like any other module.
+    """
+
+    def __init__(self, captured: Captured) -> None:
+        """Take a captured graph after all passes."""
+        self._flat = captured.graph_module
+        self.graph_module = _with_signature(captured.graph_module, captured.in_spec, captured.out_spec)
+
+    def run(self, inputs: Sequence[object]) -> list[object]:
+        """Run on flat inputs of the captured shapes."""
+        with torch.no_grad():
+            return list(self._flat(*inputs))
+
+
+def _with_signature(gm: fx.GraphModule, in_spec: TreeSpec, out_spec: TreeSpec) -> fx.GraphModule:
+    """Return the graph as a module that takes and gives what the user's model does; the tensors are shared."""
+    graph = fx.Graph()
+    made: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(gm.graph, made))
+    for node in graph.nodes:
+        node.meta = {key: value for key, value in node.meta.items() if key in ("val", "nn_module_stack", "stack_trace")}
+    names = [f"arg_{index}" for index in range(in_spec.child(0).num_children)]
+    names += [str(name) for name in cast("Sequence[str]", in_spec.child(1).context)]
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, in_spec, out_spec)))
+    plain = fx.GraphModule(gm, graph, class_name="ShrunkModule")
+    plain.eval()
+    return plain
+
+
+def build(
+    captured: Captured, inputs: Sequence[object], records: Sequence[PassRecord], facts: MaskFacts, start: float
+) -> Specialisation:
+    """Make the module and its report.
+
+    Args:
+        captured: The graph after all passes.
+        inputs: Flat example inputs.
+        records: What the passes did.
+        facts: What the report says of the masks.
+        start: `time.perf_counter` when the compilation began.
+    """
+    gm = captured.graph_module
+    before, after = records[0].macs_before, records[-1].macs_after
+    report = CompileReport(
+        target="torch",
+        threads=torch.get_num_threads(),
+        input_shapes=tuple(tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor)),
+        channels=tuple(map(asdict, compose_cuts(gm))),
+        layers=tuple(layer for layer in (_report(node, facts) for node in gm.graph.nodes) if layer is not None),
+        passes=tuple(asdict(record) for record in records),
+        refusals=tuple((refusal.node, refusal.reason) for record in records for refusal in record.refusals),
+        function_change=facts.function_change,
+        whole_model=f"dense: the cut graph on torch, {after / max(1, before):.1%} of the multiply-adds",
+        overhead=None,
+        compile_seconds=time.perf_counter() - start,
+        versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+    )
+    dump_text("report.txt", str(report))
+    return Specialisation(DenseProgram(captured), captured.out_spec, report)
+
+
+def _report(node: fx.Node, facts: MaskFacts) -> LayerReport | None:
+    layer, annotation = find_layer(node), annotation_of(node)
+    if layer is None or annotation is None:
+        return None
+    return LayerReport(
+        name=module_path(node),
+        operator=layer.title,
+        weight_shape=layer.weight_shape,
+        output_shape=layer.output_shape,
+        macs_dense=layer.macs,
+        macs_kept=annotation.nnz * layer.positions,
+        macs_run=layer.macs,
+        density=annotation.density,
+        stored_density=1.0,
+        heights={},
+        kept_weight=facts.kept_weight.get(annotation.name, 1.0),
+        kernel="dense: torch",
+        predicted_us=None,
+        measured_us=None,
+        dense_us=None,
+        reason=facts.explain(annotation.name, "the target is torch"),
+        parameters=annotation.nnz,
+        size_bytes=_size_bytes(layer),
+        dense_size_bytes=_size_bytes(layer),
+    )
+
+
+def _size_bytes(layer: Layer) -> int:
+    weight = layer.weight.meta["val"]
+    return int(weight.numel() * weight.element_size())
