@@ -10,10 +10,9 @@ from torch import fx, nn
 
 from fxprune.errors import PostconditionError
 from fxprune.graph import annotation_of, get_tensor, tidy
-from fxprune.layer import module_path
+from fxprune.layer import module_path, name_bias
 from fxprune.operators import fused_convolution
 from fxprune.passes import FoldBatchNorm, run_passes
-from fxprune.layer import name_bias
 from fxprune.printer import format_graph
 from tests.networks import (
     Function,
