@@ -1,19 +1,26 @@
-"""From TVMScript to callable functions: one IRModule, one shared library, one thread pool shared with torch."""
+"""From TVMScript to callable functions: object files from TVM, one shared library, torch's threads.
+
+TVM compiles in processes of its own (`process`); this one links the object files with `cpu/launch.cc`, which stands in
+for TVM's runtime, and loads the library with apache-tvm-ffi alone.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
+import os
+import shlex
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import tvm
-import tvm.script
 import tvm_ffi
-from tvm.support import cc
+from tvm_ffi import libinfo
 
+from fxprune.codegen.process import BuildError, serve
 from fxprune.codegen.target import CpuTarget
 from fxprune.errors import CodegenError
 
@@ -21,6 +28,13 @@ logger = logging.getLogger(__name__)
 
 _LAUNCH_SOURCE = Path(__file__).with_name("cpu") / "launch.cc"
 _OPENMP_FUNCTIONS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+_COMPILERS = ("g++", "clang++", "c++")
+
+_SHARE = 24
+"""Functions that are worth another build process: it takes about as long to start as to compile that many."""
+
+_MOST_PROCESSES = 2
+"""Each holds TVM's compiler, 200 MB, and some 100 MB more while it compiles."""
 
 
 class Library:
@@ -41,19 +55,19 @@ class Library:
         Raises:
             CodegenError: TVM or the C++ compiler refuses; the message names the functions.
         """
-        _check_compiler()
+        compiler = _find_compiler()
         with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:
             path = Path(folder) / "model.so"
             try:
-                functions = {name: tvm.script.from_source(text) for name, text in scripts.items()}
-                executable = tvm.compile(tvm.IRModule(functions), target=target.tvm_target())
-                executable.export_library(str(path), fcompile=_link)
-            except (RuntimeError, ValueError, TypeError) as error:
+                _link(compiler, path, _build_objects(scripts, target, Path(folder)))
+            except BuildError as error:
                 names = ", ".join(scripts)
                 raise CodegenError(f"TVM could not build {names} for {target.mcpu}: {error}") from error
-            self._module = tvm.runtime.load_module(str(path))
+            self._module = tvm_ffi.load_module(path, keep_module_alive=False)
             self.size_bytes = path.stat().st_size
-            self.shares_threads = _share_threads(path, target.threads)
+        openmp = _find_openmp()
+        self.shares_threads = openmp is not None
+        self._module["fxprune_connect"](*(openmp or (0, 0, 0)), target.threads)
 
     def __getitem__(self, name: str) -> tvm_ffi.Function:
         """Return one function."""
@@ -61,22 +75,52 @@ class Library:
         return function
 
 
-def _check_compiler() -> None:
-    if shutil.which(cc.get_cc() or "g++") is None:
-        raise CodegenError("No C++ compiler was found, and kernels are linked with one. Install g++ or clang++.")
+def _build_objects(scripts: Mapping[str, str], target: CpuTarget, folder: Path) -> list[Path]:
+    """Compile the functions into object files, one for each build process."""
+    shares = _share(scripts, min(_MOST_PROCESSES, os.cpu_count() or 1, max(1, len(scripts) // _SHARE)))
+    paths = [folder / f"part_{number}.o" for number in range(len(shares))]
+    wanted = json.loads(target.description)
+    requests = [
+        {"scripts": share, "target": wanted, "path": str(path)} for share, path in zip(shares, paths, strict=True)
+    ]
+    serve("build_object", requests)
+    return paths
 
 
-def _link(output: str, objects: Sequence[str], **options: object) -> None:
-    """Link TVM's object files with the OpenMP launcher; the signature is that of `export_library`'s fcompile."""
-    del options
-    cc.create_shared(output, [*objects, str(_LAUNCH_SOURCE)], options=["-O2", "-std=c++17"])
+def _share(scripts: Mapping[str, str], count: int) -> list[dict[str, str]]:
+    """Deal the functions out so that every share has about as much text."""
+    shares: list[dict[str, str]] = [{} for _ in range(count)]
+    sizes = [0] * count
+    for name, text in sorted(scripts.items(), key=lambda item: -len(item[1])):
+        least = sizes.index(min(sizes))
+        shares[least][name] = text
+        sizes[least] += len(text)
+    return shares
 
 
-_link.output_format = "so"  # type: ignore[attr-defined]  # read by export_library
+def _find_compiler() -> list[str]:
+    """Return the command of the C++ compiler."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    command = named or [name for name in _COMPILERS if shutil.which(name)][:1]
+    if not command or shutil.which(command[0]) is None:
+        raise CodegenError(
+            f"No C++ compiler was found{f' ({command[0]}, as CXX says)' if command else ''}, and kernels are linked "
+            "with one. Install g++ or clang++."
+        )
+    return command
 
 
-def _loaded_openmp() -> ctypes.CDLL | None:
-    """Return the OpenMP runtime that torch has loaded into this process, if it has GNU's entry points."""
+def _link(compiler: Sequence[str], output: Path, objects: Sequence[Path]) -> None:
+    """Link object files with the launcher."""
+    options = ["-shared", "-fPIC", "-O2", "-std=c++17", "-pthread", "-I", libinfo.find_include_path()]
+    command = [*compiler, *options, "-o", str(output), *map(str, objects), str(_LAUNCH_SOURCE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"{shlex.join(command)} ended with code {done.returncode}: {done.stderr}")
+
+
+def _find_openmp() -> tuple[int, ...] | None:
+    """Return the addresses of GNU's entry points in the OpenMP runtime that torch has loaded, if there are any."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return None
@@ -84,19 +128,6 @@ def _loaded_openmp() -> ctypes.CDLL | None:
     for path in sorted(path for path in paths if ".so" in path):
         library = ctypes.CDLL(path)
         if all(hasattr(library, name) for name in _OPENMP_FUNCTIONS):
-            return library
+            addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _OPENMP_FUNCTIONS]
+            return tuple(address or 0 for address in addresses)
     return None
-
-
-def _share_threads(path: Path, threads: int) -> bool:
-    """Point the library's parallel loops at torch's threads; False leaves them on TVM's own pool."""
-    openmp, library = _loaded_openmp(), ctypes.CDLL(str(path))
-    if openmp is None or not hasattr(library, "__TVMBackendParallelLaunch"):
-        return False
-    slots = (ctypes.c_void_p * len(_OPENMP_FUNCTIONS)).in_dll(library, "fxprune_openmp")
-    for index, name in enumerate(_OPENMP_FUNCTIONS):
-        slots[index] = ctypes.cast(getattr(openmp, name), ctypes.c_void_p).value
-    ctypes.c_int.in_dll(library, "fxprune_threads").value = threads
-    launch = ctypes.cast(library.fxprune_parallel_launch, ctypes.c_void_p).value
-    ctypes.c_void_p.in_dll(library, "__TVMBackendParallelLaunch").value = launch
-    return True

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import tvm
 import tvm_ffi
 from numpy.typing import NDArray
 
@@ -184,13 +183,13 @@ class BoundKernel:
         self._function = function
         pool = pool or Pool(kernel.pool_cells)
         self.arrays = tuple(pool.copy(torch.from_numpy(array)) for array in kernel.arrays)
-        middle = [tvm.runtime.from_dlpack(array) for array in self.arrays]
+        middle = [tvm_ffi.from_dlpack(array) for array in self.arrays]
         if kernel.scratch_cells:
             assert scratch is not None
-            middle.append(tvm.runtime.from_dlpack(scratch[: kernel.scratch_cells]))
+            middle.append(tvm_ffi.from_dlpack(scratch[: kernel.scratch_cells]))
         self._takes_residual = kernel.work.residual is not None
         tensors: Sequence[torch.Tensor | None] = (x, y, residual)
-        head, tail, extra = (None if tensor is None else tvm.runtime.from_dlpack(tensor) for tensor in tensors)
+        head, tail, extra = (None if tensor is None else tvm_ffi.from_dlpack(tensor) for tensor in tensors)
         self._arguments = [head, *middle, tail, *([extra] if self._takes_residual else [])]
 
     def run(self) -> None:
@@ -201,7 +200,7 @@ class BoundKernel:
         """Run with another input, another residual, or both; None keeps the one given when bound."""
         arguments = self._arguments.copy()
         if x is not None:
-            arguments[0] = tvm.runtime.from_dlpack(x)
+            arguments[0] = tvm_ffi.from_dlpack(x)
         if residual is not None:
-            arguments[-1] = tvm.runtime.from_dlpack(residual)
+            arguments[-1] = tvm_ffi.from_dlpack(residual)
         self._function(*arguments)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import tvm
-
+from fxprune.codegen.process import BuildError, serve
 from fxprune.errors import UnsupportedError
 
 EFFICIENCY = ((1, 0.40), (2, 0.70), (4, 0.85), (8, 0.90), (16, 0.95), (32, 1.0))
@@ -41,10 +41,6 @@ class CpuTarget:
         """Pairs (height of a row group, useful rate of the best kernel over the dense rate)."""
         return EFFICIENCY
 
-    def tvm_target(self) -> tvm.target.Target:
-        """Build TVM's own target object."""
-        return tvm.target.Target(json.loads(self.description))
-
 
 def check_versions() -> None:
     """Refuse an installed apache-tvm-ffi that crashes the process.
@@ -56,23 +52,36 @@ def check_versions() -> None:
     numbers = tuple(int(part) for part in found.split(".")[:3] if part.isdigit())
     low, high = _GOOD_FFI
     if not low <= numbers < high:
+        tvm = importlib.metadata.version("apache-tvm")
         raise UnsupportedError(
-            f"apache-tvm-ffi {found} is installed; with TVM {tvm.__version__} it crashes the process. fxprune needs "
+            f"apache-tvm-ffi {found} is installed; with TVM {tvm} it crashes the process. fxprune needs "
             "apache-tvm-ffi >= 0.1.14.post0, < 0.1.15. Run: pip install 'apache-tvm-ffi>=0.1.14.post0,<0.1.15'"
         )
 
 
-def _vector_shape(target: tvm.target.Target) -> tuple[int, int]:
-    """Return lanes and registers of a target's vectors, from LLVM's feature list."""
+_FEATURES = ("avx512f", "avx2", "fma", "neon")
+"""LLVM's names of what decides about vectors."""
 
-    def has(feature: str) -> bool:
-        return bool(tvm.get_global_func("target.target_has_feature")(feature, target))
 
-    if has("avx512f"):
+def _vector_shape(features: frozenset[str]) -> tuple[int, int]:
+    """Return lanes and registers of vectors."""
+    if "avx512f" in features:
         return 16, 32
-    if has("avx2") and has("fma"):
+    if {"avx2", "fma"} <= features:
         return 8, 16
-    return (4, 32) if has("neon") else (4, 16)
+    return (4, 32) if "neon" in features else (4, 16)
+
+
+@functools.lru_cache(maxsize=32)
+def _describe(wanted: str) -> tuple[str, frozenset[str]]:
+    """Have TVM complete a target; both are JSON text. Return it with the features that the processor has.
+
+    Raises:
+        BuildError: It is not a TVM target.
+    """
+    (answer,) = serve("describe_target", [{"wanted": json.loads(wanted), "asked": _FEATURES}])
+    assert isinstance(answer, dict)
+    return json.dumps(answer["target"], sort_keys=True), frozenset(answer["features"])
 
 
 def parse_target(target: str | Mapping[str, object], threads: int) -> CpuTarget:
@@ -86,7 +95,7 @@ def parse_target(target: str | Mapping[str, object], threads: int) -> CpuTarget:
         UnsupportedError: The target is not one that this version compiles for.
     """
     if isinstance(target, str) and target == "cpu":
-        wanted: dict[str, object] = {"kind": "llvm", "mcpu": _host_cpu()}
+        wanted: dict[str, object] = {"kind": "llvm"}
     elif isinstance(target, str):
         wanted = _parse_json(target)
     elif isinstance(target, Mapping):
@@ -100,17 +109,12 @@ def parse_target(target: str | Mapping[str, object], threads: int) -> CpuTarget:
             f"target={target!r} is not supported by this version: it compiles for 'cpu' or a dict of kind 'llvm', "
             "e.g. {'kind': 'llvm', 'mcpu': 'haswell'}."
         )
-    wanted.setdefault("mcpu", _host_cpu())
     try:
-        made = tvm.target.Target(wanted)
-        lanes, registers = _vector_shape(made)
-    except (ValueError, TypeError, RuntimeError) as error:
+        description, features = _describe(json.dumps(wanted, sort_keys=True))
+    except (BuildError, TypeError) as error:
         raise UnsupportedError(f"target={target!r} is not a TVM target: {_first_line(error)}") from error
-    return CpuTarget(str(wanted["mcpu"]), lanes, registers, threads, json.dumps(wanted, sort_keys=True))
-
-
-def _host_cpu() -> str:
-    return str(tvm.get_global_func("target.llvm_get_system_cpu")())
+    lanes, registers = _vector_shape(features)
+    return CpuTarget(str(json.loads(description)["mcpu"]), lanes, registers, threads, description)
 
 
 def _parse_json(text: str) -> dict[str, object]:

@@ -9,12 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxprune.codegen.build import Library
+from fxprune.codegen.build import Library, _share
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.kernel import BoundKernel
 from fxprune.codegen.target import parse_target
 from fxprune.errors import CodegenError
-from tests.codegen.suite import Case, Suite, conv, draw_pattern, place, poisoned
+from tests.codegen.suite import (
+    TOLERANCE,
+    Case,
+    Suite,
+    conv,
+    draw_pattern,
+    largest_error,
+    place,
+    poisoned,
+    run_kernel,
+    view,
+)
 
 LAYER = conv(4, 24, (9, 9), 3, padding=1)
 CASE = Case(LAYER, RowsSchedule(8, 1, (1, 3), "pixels"), draw_pattern(LAYER, (8,)))
@@ -35,11 +46,11 @@ def test_parallel_loops_run_on_torchs_threads(suite: Suite) -> None:
     torch.randn(1 << 22).exp_()
     before = _threads_of_process()
     suite.check("two_threads")
-    assert _threads_of_process() == before, "TVM started a pool of its own"
+    assert _threads_of_process() == before, "the kernel started threads of its own"
 
 
-def test_kernels_run_without_openmp_on_tvms_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.codegen.build._loaded_openmp", lambda: None)
+def test_kernels_run_without_openmp_on_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.codegen.build._find_openmp", lambda: None)
     suite = Suite({"without_openmp": CASE})
     assert not suite.library.shares_threads
     suite.check("without_openmp")
@@ -53,9 +64,36 @@ def test_a_library_leaves_no_file_behind(suite: Suite, monkeypatch: pytest.Monke
 
 
 def test_a_missing_compiler_is_said(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.codegen.build.cc.get_cc", lambda: "no-such-compiler")
-    with pytest.raises(CodegenError, match=r"No C\+\+ compiler was found.*Install g\+\+ or clang\+\+"):
-        Library({"one": suite.kernels["two_threads"].script("one")}, parse_target("cpu", 2))
+    scripts, target = {"one": suite.kernels["two_threads"].script("one")}, parse_target("cpu", 2)
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    with pytest.raises(CodegenError, match=r"No C\+\+ compiler was found \(no-such-compiler, as CXX says\).*Install g"):
+        Library(scripts, target)
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(CodegenError, match=r"No C\+\+ compiler was found, and kernels.*Install g\+\+ or clang\+\+"):
+        Library(scripts, target)
+
+
+def test_the_compiler_that_cxx_names_links(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "c++ -DNDEBUG")
+    assert Library({"one": suite.kernels["two_threads"].script("one")}, parse_target("cpu", 2))["one"] is not None
+
+
+def test_functions_of_several_processes_make_one_library(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.codegen.build._SHARE", 1)
+    monkeypatch.setattr("fxprune.codegen.build._MOST_PROCESSES", 2)
+    kernel, tensors = suite.kernels["two_threads"], suite.tensors["two_threads"]
+    library = Library({name: kernel.script(name) for name in ("one", "two", "three")}, parse_target("cpu", 2))
+    for name in ("one", "two", "three"):
+        found = view(run_kernel(library, name, kernel, tensors), kernel.work.y)
+        assert largest_error(found, tensors.reference(CASE)) <= TOLERANCE
+
+
+def test_the_shares_of_the_processes_are_alike_and_complete() -> None:
+    scripts = {str(size): "x" * size for size in (9, 1, 5, 4, 3, 2)}
+    shares = _share(scripts, 2)
+    assert {name: text for share in shares for name, text in share.items()} == scripts
+    assert [sum(map(len, share.values())) for share in shares] == [12, 12]
 
 
 def test_an_error_of_the_linker_names_the_functions(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,11 +126,10 @@ def test_wrong_buffers_are_refused_by_the_kernel(suite: Suite) -> None:
         ("tvm", "compile"),
         ("tvm", "get_global_func"),
         ("tvm_ffi", "Function"),
-        ("tvm.runtime", "from_dlpack"),
-        ("tvm.runtime", "load_module"),
+        ("tvm_ffi", "from_dlpack"),
+        ("tvm_ffi", "load_module"),
+        ("tvm_ffi.libinfo", "find_include_path"),
         ("tvm.script", "from_source"),
-        ("tvm.support.cc", "create_shared"),
-        ("tvm.support.cc", "get_cc"),
         ("tvm.target", "Target"),
         *(
             ("tvm.script.tirx", name)

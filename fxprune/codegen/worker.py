@@ -1,0 +1,99 @@
+"""The program of a build process: TVM turns scripts into object files, far from the process that runs the model.
+
+TVM's compiler takes 200 MB of a process for good. So `fxprune.codegen.process` runs this file in a process of its own;
+it imports nothing of fxprune, which would load torch. A request is one line of JSON on standard input, the answer one
+line on standard output: {"answer": ...} or {"error": text}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+
+Request = Mapping[str, object]
+Answer = object
+
+
+def describe_target(request: Request) -> Answer:
+    """Complete a TVM target and read its vectors.
+
+    Args:
+        request: "wanted": a TVM target of kind llvm as a dict; without "mcpu" it is this machine's.
+
+    Returns:
+        "target": the dict with its "mcpu"; "features": those of "asked" (LLVM's names) that the processor has.
+    """
+    import tvm
+
+    wanted = dict(_mapping(request["wanted"]))
+    wanted.setdefault("mcpu", str(tvm.get_global_func("target.llvm_get_system_cpu")()))
+    made = tvm.target.Target(wanted)
+    has = tvm.get_global_func("target.target_has_feature")
+    return {"target": wanted, "features": [name for name in _strings(request["asked"]) if has(name, made)]}
+
+
+def build_object(request: Request) -> Answer:
+    """Compile functions into one object file.
+
+    Args:
+        request: "scripts": TVMScript by global symbol; "target": a TVM target as a dict; "path": of the object file.
+    """
+    import tvm
+    import tvm.script
+
+    functions = {name: tvm.script.from_source(text) for name, text in _mapping(request["scripts"]).items()}
+    executable = tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(dict(_mapping(request["target"]))))
+    executable.export_library(str(request["path"]), fcompile=_keep_object)
+    return None
+
+
+def _keep_object(output: str, objects: Sequence[str], **options: object) -> None:
+    """Take TVM's object file as it is; the signature is that of `export_library`'s fcompile."""
+    del options
+    (only,) = objects
+    shutil.copyfile(only, output)
+
+
+_keep_object.output_format = "o"  # type: ignore[attr-defined]  # read by export_library
+
+_SERVICES = {"describe_target": describe_target, "build_object": build_object}
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, found {type(value).__name__}")
+    return value
+
+
+def _strings(value: object) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, found {type(value).__name__}")
+    return [str(item) for item in value]
+
+
+def answer(line: bytes) -> bytes:
+    """Serve one request; whatever TVM raises becomes the answer."""
+    request = _mapping(json.loads(line))
+    try:
+        reply = {"answer": _SERVICES[str(request["service"])](request)}
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reply = {"error": str(error) or type(error).__name__}
+    return json.dumps(reply).encode() + b"\n"
+
+
+def main() -> None:
+    """Serve requests until standard input ends, which it does when the process at its other end does."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what TVM prints is no answer
+    sys.modules["torch"] = None  # type: ignore[assignment]  # TVM would load it for conversions that are not needed
+    import tvm.script  # noqa: F401  # before the first request comes
+
+    for line in sys.stdin.buffer:
+        answers.write(answer(line))
+
+
+if __name__ == "__main__":
+    main()
