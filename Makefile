@@ -32,8 +32,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## prune ResNet-50 to 20 %, compile it, check the result, time it beside the dense engines
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
-test: $(STAMP) ## the fast tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## the fast tests, two at a time
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-all: $(STAMP) ## every test, slow ones too, with ten times the random examples
 	$(BIN)/python -m pytest -m "slow or not slow" --hypothesis-profile=long $(ARGS)
