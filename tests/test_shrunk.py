@@ -40,7 +40,10 @@ class TwoInputs(nn.Module):
         return {"hidden": hidden, "scores": (self.second(hidden), x)}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "swin_t"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", pytest.param("mobilenet_v2", marks=pytest.mark.slow), pytest.param("swin_t", marks=pytest.mark.slow)],
+)
 def test_shrunk_networks_compute_the_same_and_export(name: str) -> None:
     model = get_model(name, weights=None)
     randomise_batch_norm(model)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+from fxprune.channels.record import CUTS_KEY
 from fxprune.errors import PreconditionError
 from fxprune.graph import annotation_of, capture, get_tensor
 from fxprune.layer import module_path
@@ -155,4 +156,4 @@ def test_cuts_are_recorded() -> None:
     model, x, masks = network()
     gm = build(model, x, masks=masks)
     run_passes(gm, (EliminateChannels(),))
-    assert len(gm.meta["channel_cuts"]) >= 1
+    assert len(gm.meta[CUTS_KEY]) >= 1
