@@ -12,7 +12,6 @@ from fxprune.errors import (
     UnsupportedError,
     VerifyError,
 )
-from fxprune.integrate import load
 from fxprune.masks import load_masks, save_masks
 from fxprune.transform import ChangedMasks, MaskChange, find_coupled, refill, regroup, saliency
 
@@ -30,7 +29,6 @@ __all__ = [
     "VerifyError",
     "compile",
     "find_coupled",
-    "load",
     "load_masks",
     "refill",
     "regroup",

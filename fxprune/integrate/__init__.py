@@ -1,5 +1,0 @@
-"""Compiled models outside the process that compiled them."""
-
-from fxprune.integrate.artifact import load
-
-__all__ = ["load"]
