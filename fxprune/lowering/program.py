@@ -10,7 +10,8 @@ import torch
 from torch import fx, nn
 
 from fxprune.codegen.build import Library
-from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
+from fxprune.codegen.cpu.pool import PoolWorkload, build_pool_kernel
+from fxprune.codegen.kernel import BoundKernel, BoundPool, LayerKernel, make_kernel
 from fxprune.codegen.memory import Pool
 from fxprune.codegen.schedules import refit
 from fxprune.codegen.target import CpuTarget
@@ -22,6 +23,7 @@ from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
 from fxprune.lowering.modules import KernelModule, Port, StageModule
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
+from fxprune.lowering.pool import PoolModule, find_pools, pool_workload
 from fxprune.nodes import annotation_of, module_path
 
 _VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})
@@ -66,7 +68,7 @@ def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Lowered:
     """One kernel node while the program is assembled."""
 
@@ -74,6 +76,17 @@ class _Lowered:
     new: fx.Node
     placement: Placement
     kernel: LayerKernel
+    function: str
+
+
+@dataclass(eq=False)
+class _LoweredPool:
+    """One pooling node that a kernel runs, while the program is assembled."""
+
+    node: fx.Node
+    new: fx.Node
+    input: fx.Node
+    work: PoolWorkload
     function: str
 
 
@@ -89,23 +102,32 @@ def lower(
         target: The CPU.
     """
     lowered_graph, mapped = _copy_graph(gm)
-    placements = plan_layouts(
-        {node: case.layer for node, case in cases.items()},
+    layers = {node: case.layer for node, case in cases.items()}
+    found = find_pools(gm.graph, layers, choices)
+    placements, outputs = plan_layouts(
+        layers,
         {node: case.shape for node, case in cases.items()},
         choices,
         {node: case.pattern for node, case in cases.items()},
+        found,
         target.threads,
     )
     scripts: dict[str, str] = {}
     lowered = _make_kernels(cases, choices, placements, scripts, target)
+    pools: dict[fx.Node, _LoweredPool] = {}
+    for node, pool in found.items():
+        work = pool_workload(pool, outputs, target.lanes, target.threads)
+        name = scripts.setdefault(build_pool_kernel(_ANY_NAME, work), f"pool_{len(scripts)}")
+        pools[node] = _LoweredPool(node, node, pool.input, work, name)
     library = Library({name: _named(text, name) for text, name in scripts.items()}, target) if scripts else None
     for name_text, name in scripts.items():
         dump_text(f"kernel_{name}.txt", _named(name_text, name))
     result = fx.GraphModule(gm, lowered_graph, class_name="LoweredGraph")
-    _place_nodes(result, gm, mapped, lowered)
+    _place_nodes(result, gm, mapped, lowered, pools)
     stages = _insert_stages(result, lowered, cases)
-    arena, scratch = _allocate(result, lowered)
+    arena, scratch = _allocate(result, lowered, pools)
     _bind_kernels(result, lowered, cases, stages, arena, scratch, library)
+    _bind_pools(result, pools, arena, library)
     _drop_constants(result)
     result.recompile()
     sizes = {module_path(item.node): item.kernel.packed.size_bytes for item in lowered.values()}
@@ -145,7 +167,7 @@ def _make_kernels(
             case.weight,
             case.pattern,
             case.bias,
-            input_map=None if source is None else lowered[source].kernel.channel_map,
+            input_map=lowered[source].kernel.channel_map if source in lowered else None,
             group_order=placement.group_order,
         )
         name = scripts.setdefault(kernel.script(_ANY_NAME), f"layer_{len(scripts)}")
@@ -158,10 +180,14 @@ def _place_nodes(
     gm: fx.GraphModule,
     mapped: Mapping[fx.Node, fx.Node],
     lowered: Mapping[fx.Node, _Lowered],
+    pools: Mapping[fx.Node, _LoweredPool],
 ) -> None:
     """Put a module call in the place of every layer: an empty one for kernels, the dense layer for the others."""
     for number, node in enumerate(gm.graph.nodes):
-        if node.target is torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
+        if node in pools:
+            result.add_submodule(f"pool_{number}", nn.Module())
+            pools[node].new = _replace(result, mapped[node], [mapped[pools[node].input]], f"pool_{number}")
+        elif node.target is torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
             _use_mean(result, mapped[node])
         if node.target in _VIEWS:
             mapped[node].target = torch.ops.aten.reshape.default
@@ -170,7 +196,8 @@ def _place_nodes(
             continue
         name = f"kernel_{number}" if node in lowered else f"dense_{number}"
         result.add_submodule(name, nn.Module() if node in lowered else _dense_module(gm, layer))
-        new = _replace(result, mapped[node], layer, mapped, name)
+        read = [layer.input] if layer.residual is None else [layer.input, layer.residual]
+        new = _replace(result, mapped[node], [mapped[argument] for argument in read], name)
         if node in lowered:
             lowered[node].new = new
 
@@ -191,10 +218,8 @@ def _dense_module(gm: fx.GraphModule, layer: Layer) -> nn.Module:
     return build_dense(layer, weight, constant(gm, layer.bias))
 
 
-def _replace(
-    result: fx.GraphModule, old: fx.Node, layer: Layer, mapped: Mapping[fx.Node, fx.Node], name: str
-) -> fx.Node:
-    arguments = [mapped[layer.input]] if layer.residual is None else [mapped[layer.input], mapped[layer.residual]]
+def _replace(result: fx.GraphModule, old: fx.Node, arguments: Sequence[fx.Node], name: str) -> fx.Node:
+    """Put a module call in the place of a node."""
     current = [_current(argument) for argument in arguments]
     with result.graph.inserting_before(old):
         new = result.graph.call_module(name, tuple(current))
@@ -237,19 +262,22 @@ def _insert_stages(
 
 
 def _allocate(
-    result: fx.GraphModule, lowered: Mapping[fx.Node, _Lowered]
+    result: fx.GraphModule, lowered: Mapping[fx.Node, _Lowered], pools: Mapping[fx.Node, _LoweredPool]
 ) -> tuple[dict[fx.Node | str, torch.Tensor], torch.Tensor]:
     """Place every kernel's output in one arena; key "" is the arena itself."""
     index = {node: position for position, node in enumerate(result.graph.nodes)}
     last = last_uses(result.graph)
-    items = list(lowered.values())
-    intervals = [Interval(item.placement.work.y.numel, index[item.new], last[item.new]) for item in items]
+    layouts = {item: item.placement.work.y for item in lowered.values()} | {
+        item: item.work.y for item in pools.values()
+    }
+    intervals = [Interval(y.numel, index[item.new], last[item.new]) for item, y in layouts.items()]
     places, size = plan_memory(intervals)
     whole = Pool(size).cells
     arena: dict[fx.Node | str, torch.Tensor] = {"": whole}
-    for item, place in zip(items, places, strict=True):
-        arena[item.node] = whole[place : place + item.placement.work.y.numel]
-    scratch = torch.zeros(max((item.kernel.scratch_cells for item in items), default=0), dtype=torch.float32)
+    for (item, y), place in zip(layouts.items(), places, strict=True):
+        arena[item.node] = whole[place : place + y.numel]
+    cells = max((item.kernel.scratch_cells for item in lowered.values()), default=0)
+    scratch = torch.zeros(cells, dtype=torch.float32)
     return arena, scratch
 
 
@@ -277,6 +305,22 @@ def _bind_kernels(
         needs_port = work.residual is not None and residual is None
         residual_port = Port(work.residual, layer.kind, layer.dims) if needs_port and work.residual else None
         module = KernelModule(module_path(node), bound, output, x_port, residual_port)
+        result.set_submodule(str(item.new.target), module)
+
+
+def _bind_pools(
+    result: fx.GraphModule,
+    pools: Mapping[fx.Node, _LoweredPool],
+    arena: Mapping[fx.Node | str, torch.Tensor],
+    library: Library | None,
+) -> None:
+    for node, item in pools.items():
+        assert library is not None
+        shape = tuple(node.meta["val"].shape)
+        output = buffer_view(arena[node], item.work.y, 2, (*shape, 1, 1)[:4]).reshape(shape)
+        x = arena.get(item.input)
+        bound = BoundPool(library[item.function], x, arena[node])
+        module = PoolModule(bound, output, Port(item.work.x, "conv", 2) if x is None else None)
         result.set_submodule(str(item.new.target), module)
 
 
