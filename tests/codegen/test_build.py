@@ -57,6 +57,17 @@ def test_kernels_run_without_openmp_on_threads_of_their_own(monkeypatch: pytest.
     suite.check("without_openmp")
 
 
+def test_a_library_whose_folder_is_named_like_openmp_is_no_runtime(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "libgomp.so.1").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "libgomp.so.1"))
+    scripts = {"one": suite.kernels["two_threads"].script("one")}
+    first, second = (Library(scripts, parse_target("cpu", 2)) for _ in range(2))
+    assert first.shares_threads
+    assert second.shares_threads
+
+
 def test_a_library_leaves_no_file_behind(suite: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     library = Library({"again": suite.kernels["two_threads"].script("again")}, parse_target("cpu", 2))

@@ -98,7 +98,7 @@ def _write_window(script: Script, work: PoolWorkload, place: _Place, lanes: int,
     with script.block(f"for i in T.{loop}({taps - 1})"):
         script.add(f"tap[0] = {_tap(work, place, '(i + 1)')}")
         with script.loops(*over_lanes):
-            nan_or_larger = f"T.Select({x} > {cell} or {x} != {x}, {x}, {cell})"
+            nan_or_larger = f"T.Select({x} > {cell} or T.isnan({x}), {x}, {cell})"
             script.add(f"{cell} = {nan_or_larger if work.kind == 'max' else f'{cell} + {x}'}")
     n, _, _, h, w = work.y.strides
     scale = "" if work.kind == "max" else f" * T.float32({1 / taps!r})"
