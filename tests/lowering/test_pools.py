@@ -37,10 +37,12 @@ def _whole(x: torch.Tensor) -> torch.Tensor:
 def _compile(monkeypatch: pytest.MonkeyPatch, between: Between, end: Between = _whole) -> tuple[CompiledModule, int]:
     """Compile and compare; returns the model and how many pooling kernels were written."""
     written: list[str] = []
-    build = pool.build_pool_kernel
-    monkeypatch.setattr(
-        "fxprune.lowering.program.build_pool_kernel", lambda *call: written.append(call[0]) or build(*call)
-    )
+
+    def build(name: str, work: pool.PoolWorkload) -> str:
+        written.append(name)
+        return pool.build_pool_kernel(name, work)
+
+    monkeypatch.setattr("fxprune.lowering.program.build_pool_kernel", build)
     force_kernels(monkeypatch, "rows")
     model = _Net(between, end).eval()
     return check(model, draw_masks(model, row_groups(32)), torch.randn(2, 8, 12, 10)), len(written)
