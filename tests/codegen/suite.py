@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from fxprune.annotation import IndexArray, RowGroup, RowGroupPattern
 from fxprune.codegen.build import Library
 from fxprune.codegen.cpu.rows import RowsSchedule
-from fxprune.codegen.cuda.columns import ColumnsSchedule
 from fxprune.codegen.format import Float32Array, packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.schedules import Schedule
@@ -134,7 +133,7 @@ class Case:
         residual: Whether a tensor is added before the activation.
         activation: Its name, or None.
         activation_args: Its numbers.
-        x_halo: Halo of the input buffer; None = the padding for row lanes and columns.
+        x_halo: Halo of the input buffer; None = the padding for row lanes.
         y_halo: Halo of the output buffer.
         residual_halo: Halo of the residual's buffer.
         negative: Whether every weight is negative.
@@ -143,7 +142,7 @@ class Case:
     """
 
     shape: ConvShape
-    schedule: Schedule | ColumnsSchedule
+    schedule: Schedule
     pattern: RowGroupPattern
     threads: int = 2
     bias: bool = True
@@ -165,10 +164,6 @@ class Case:
             around = shape.padding if self.x_halo is None else self.x_halo
             x = Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in, around)
             y = Layout("nhwc", shape.batch, channels, shape.spatial_out, self.y_halo)
-        elif isinstance(self.schedule, ColumnsSchedule):
-            around = shape.padding if self.x_halo is None else self.x_halo
-            x = Layout("chwn", shape.batch, shape.channels_in, shape.spatial_in, around)
-            y = Layout("chwn", shape.batch, shape.channels_out, shape.spatial_out, self.y_halo)
         else:
             x = Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in)
             y = Layout("nchw", shape.batch, shape.channels_out, shape.spatial_out)
@@ -245,8 +240,7 @@ def draw_tensors(case: Case, name: str) -> Tensors:
 
 
 def make(case: Case, tensors: Tensors, input_map: IndexArray | None = None) -> LayerKernel:
-    """Pack a case for a CPU."""
-    assert not isinstance(case.schedule, ColumnsSchedule)
+    """Pack a case."""
     return make_kernel(
         case.workload(),
         case.schedule,

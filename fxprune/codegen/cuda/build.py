@@ -83,8 +83,8 @@ def write_sources(scripts: Sequence[Mapping[str, str]], arch: str) -> list[CudaS
     sources = []
     for share, answer in zip(scripts, answers, strict=True):
         assert isinstance(answer, dict)
-        names = {name: answer["parameters"][f"{name}{_SYMBOL}"] for name in share}
-        parameters = {name: tuple(str(p).removesuffix(_POINTER) for p in found) for name, found in names.items()}
+        found = {name: answer["parameters"][f"{name}{_SYMBOL}"] for name in share}
+        parameters = {name: tuple(str(p).removesuffix(_POINTER) for p in listed) for name, listed in found.items()}
         sources.append(CudaSource(str(answer["source"]), parameters))
     return sources
 

@@ -264,7 +264,7 @@ class _ColumnsWriter:
 
     @property
     def _thread(self) -> str:
-        """Which thread it is; backwards by an exclusive or, because code for a difference came out wrong of TVM 0.27."""
+        """Which thread it is; backwards by an exclusive or: what TVM 0.27 made of a difference was wrong."""
         return f"T.bitwise_xor(tx, {self.schedule.threads - 1})" if self.form == "twin_reversed" else "tx"
 
     @contextmanager
@@ -400,9 +400,7 @@ class _ColumnsWriter:
             with script.block(f"if q < {work.shape.pixels // width}"):
                 script.add(f"y: T.let = {self._address(work.y, 'q', width, _is_flat(work.y), one, work.y.origin)}")
                 if work.residual is not None:
-                    at = self._address(
-                        work.residual, "q", width, _is_flat(work.residual), one, work.residual.origin
-                    )
+                    at = self._address(work.residual, "q", width, _is_flat(work.residual), one, work.residual.origin)
                     script.add(f"z: T.let = {at}")
                 with script.block(self._unroll("i", tm)):
                     script.add(f"row: T.let = ROWS[block * {schedule.rows} + {self._row('i')}]")

@@ -15,9 +15,8 @@ from fxprune.codegen.cuda.kernel import make_kernel
 from fxprune.codegen.workload import Layout
 from fxprune.errors import CodegenError
 from fxprune.operators import ACTIVATIONS
-from tests.codegen.cuda.suite import SMALL, SQUARE, TALL, WIDE, TwinSuite, make, run_twin
+from tests.codegen.cuda.suite import SMALL, SQUARE, TALL, WIDE, CudaCase, TwinSuite, cuda_case, make, run_twin
 from tests.codegen.suite import (
-    Case,
     Tensors,
     conv,
     draw_pattern,
@@ -32,49 +31,51 @@ from tests.codegen.suite import (
 _HARDTANH = (-0.5, 1.25)
 
 _PATTERNS = {
-    "one_row": Case(s := conv(5, 1, (7, 5), 3, padding=1), SMALL, draw_pattern(s, (1,))),
-    "one_column": Case(s := conv(1, 9, (5, 7), 1), SMALL, draw_pattern(s, (9,), columns=1)),
-    "one_cell": Case(s := conv(1, 1, (1, 1), 1), SMALL, full_pattern(s)),
+    "one_row": cuda_case(s := conv(5, 1, (7, 5), 3, padding=1), SMALL, draw_pattern(s, (1,))),
+    "one_column": cuda_case(s := conv(1, 9, (5, 7), 1), SMALL, draw_pattern(s, (9,), columns=1)),
+    "one_cell": cuda_case(s := conv(1, 1, (1, 1), 1), SMALL, full_pattern(s)),
     **{
-        f"columns_{count}_negative": Case(
+        f"columns_{count}_negative": cuda_case(
             s := conv(7, 13, (5, 6), 3, padding=1), WIDE, draw_pattern(s, (5, 3), columns=count), negative=True
         )
         for count in (4, 5, 6, 7, 12, 13, 14, 15)
     },
-    "ragged_heights": Case(
+    "ragged_heights": cuda_case(
         s := conv(6, 61, (5, 4), 1, batch=3), SMALL, draw_pattern(s, (1, 2, 17, 33), scattered=True)
     ),
-    "left_out_rows": Case(s := conv(5, 23, (4, 4), 3), SMALL, draw_pattern(s, (6,), left_out=9)),
-    "no_cells": Case(s := conv(3, 19, (5, 5), 3, padding=1), TALL, empty_pattern(s), activation="relu"),
-    "all_cells": Case(s := conv(6, 70, (4, 5), 3, padding=1), SQUARE, full_pattern(s)),
-    "every_tap_alone": Case(s := conv(2, 18, (5, 6), 3, padding=1), SMALL, single_cells(s)),
+    "left_out_rows": cuda_case(s := conv(5, 23, (4, 4), 3), SMALL, draw_pattern(s, (6,), left_out=9)),
+    "no_cells": cuda_case(s := conv(3, 19, (5, 5), 3, padding=1), TALL, empty_pattern(s), activation="relu"),
+    "all_cells": cuda_case(s := conv(6, 70, (4, 5), 3, padding=1), SQUARE, full_pattern(s)),
+    "every_tap_alone": cuda_case(s := conv(2, 18, (5, 6), 3, padding=1), SMALL, single_cells(s)),
 }
 _SHAPES = {
-    "stride_2": Case(s := conv(4, 20, (9, 7), 3, stride=2, padding=1, batch=2), SMALL, draw_pattern(s)),
-    "stride_3x1": Case(s := conv(4, 20, (10, 7), 3, stride=(3, 1)), SMALL, draw_pattern(s)),
-    "padding_2_dilation_2": Case(s := conv(4, 20, (9, 8), 3, padding=2, dilation=2), TALL, draw_pattern(s)),
-    "uneven_padding": Case(
+    "stride_2": cuda_case(s := conv(4, 20, (9, 7), 3, stride=2, padding=1, batch=2), SMALL, draw_pattern(s)),
+    "stride_3x1": cuda_case(s := conv(4, 20, (10, 7), 3, stride=(3, 1)), SMALL, draw_pattern(s)),
+    "padding_2_dilation_2": cuda_case(s := conv(4, 20, (9, 8), 3, padding=2, dilation=2), TALL, draw_pattern(s)),
+    "uneven_padding": cuda_case(
         s := conv(4, 20, (6, 8), (2, 4), padding=halo((0, 1), (2, 1)), batch=2), SMALL, draw_pattern(s)
     ),
-    "groups": Case(s := conv(6, 21, (6, 5), 3, padding=1, groups=3), SMALL, draw_pattern(s, (4, 3))),
-    "kernel_5": Case(s := conv(3, 17, (9, 11), 5, padding=2, batch=3), SMALL, draw_pattern(s, density=0.1)),
-    "kernel_7_stride_2": Case(s := conv(3, 16, (13, 11), 7, stride=2, padding=3), WIDE, draw_pattern(s, density=0.1)),
-    "pointwise_stride_2": Case(s := conv(9, 24, (8, 6), 1, stride=2, batch=2), SMALL, draw_pattern(s)),
-    "one_axis": Case(s := conv(5, 20, (23,), (3,), padding=1, batch=2), SMALL, draw_pattern(s)),
-    "three_axes": Case(s := conv(3, 20, (4, 5, 3), (3, 1, 3), padding=1, batch=2), SMALL, draw_pattern(s)),
-    "primes": Case(s := conv(13, 31, (11, 17), 3, padding=1, batch=1), TALL, draw_pattern(s, (7, 24))),
-    "several_tiles": Case(s := conv(4, 40, (13, 11), 3, padding=1, batch=3), SMALL, draw_pattern(s, (19,))),
-    "linear_1_token": Case(s := linear(1, 37, 41), SMALL, draw_pattern(s)),
-    "linear_4_tokens": Case(s := linear(4, 37, 41), SMALL, draw_pattern(s), activation="gelu"),
-    "linear_67_tokens": Case(s := linear(67, 19, 23), WIDE, draw_pattern(s)),
+    "groups": cuda_case(s := conv(6, 21, (6, 5), 3, padding=1, groups=3), SMALL, draw_pattern(s, (4, 3))),
+    "kernel_5": cuda_case(s := conv(3, 17, (9, 11), 5, padding=2, batch=3), SMALL, draw_pattern(s, density=0.1)),
+    "kernel_7_stride_2": cuda_case(
+        s := conv(3, 16, (13, 11), 7, stride=2, padding=3), WIDE, draw_pattern(s, density=0.1)
+    ),
+    "pointwise_stride_2": cuda_case(s := conv(9, 24, (8, 6), 1, stride=2, batch=2), SMALL, draw_pattern(s)),
+    "one_axis": cuda_case(s := conv(5, 20, (23,), (3,), padding=1, batch=2), SMALL, draw_pattern(s)),
+    "three_axes": cuda_case(s := conv(3, 20, (4, 5, 3), (3, 1, 3), padding=1, batch=2), SMALL, draw_pattern(s)),
+    "primes": cuda_case(s := conv(13, 31, (11, 17), 3, padding=1, batch=1), TALL, draw_pattern(s, (7, 24))),
+    "several_tiles": cuda_case(s := conv(4, 40, (13, 11), 3, padding=1, batch=3), SMALL, draw_pattern(s, (19,))),
+    "linear_1_token": cuda_case(s := linear(1, 37, 41), SMALL, draw_pattern(s)),
+    "linear_4_tokens": cuda_case(s := linear(4, 37, 41), SMALL, draw_pattern(s), activation="gelu"),
+    "linear_67_tokens": cuda_case(s := linear(67, 19, 23), WIDE, draw_pattern(s)),
     **{
-        f"batch_{batch}": Case(s := conv(5, 20, (5, 7), 3, padding=1, batch=batch), SMALL, draw_pattern(s))
+        f"batch_{batch}": cuda_case(s := conv(5, 20, (5, 7), 3, padding=1, batch=batch), SMALL, draw_pattern(s))
         for batch in (1, 2, 3, 4, 7, 8, 64, 65)
     },
 }
 _EPILOGUES = {
     **{
-        f"activation_{name}": Case(
+        f"activation_{name}": cuda_case(
             s := conv(4, 20, (6, 5), 3, padding=1, batch=2),
             SMALL,
             draw_pattern(s),
@@ -84,9 +85,9 @@ _EPILOGUES = {
         )
         for name in sorted(ACTIVATIONS)
     },
-    "no_bias": Case(s := conv(4, 20, (6, 5), 3, padding=1), SMALL, draw_pattern(s, left_out=5), bias=False),
+    "no_bias": cuda_case(s := conv(4, 20, (6, 5), 3, padding=1), SMALL, draw_pattern(s, left_out=5), bias=False),
     **{
-        f"halos_{batch}": Case(
+        f"halos_{batch}": cuda_case(
             s := conv(4, 20, (6, 5), 3, padding=1, batch=batch),
             SMALL,
             draw_pattern(s, (6,), scattered=True),
@@ -98,10 +99,10 @@ _EPILOGUES = {
         )
         for batch in (1, 2, 4)
     },
-    "flat_residual": Case(
+    "flat_residual": cuda_case(
         s := conv(6, 20, (6, 6), 1, batch=1), SMALL, draw_pattern(s), residual=True, activation="relu"
     ),
-    "pointwise_of_a_halo": Case(s := conv(6, 20, (6, 6), 1), SMALL, draw_pattern(s), x_halo=halo((1, 1), (1, 1))),
+    "pointwise_of_a_halo": cuda_case(s := conv(6, 20, (6, 6), 1), SMALL, draw_pattern(s), x_halo=halo((1, 1), (1, 1))),
 }
 CASES = {**_PATTERNS, **_SHAPES, **_EPILOGUES}
 
@@ -128,7 +129,7 @@ def test_no_thread_waits_for_a_later_one() -> None:
 
 _LAYER = conv(16, 70, (9, 9), 3, padding=1, batch=4)
 _SCHEDULES = {
-    f"schedule_{rows}_{pixels}_{depth}_{stages}_{tm}x{tn}": Case(
+    f"schedule_{rows}_{pixels}_{depth}_{stages}_{tm}x{tn}": cuda_case(
         _LAYER,
         ColumnsSchedule(rows, pixels, depth, stages, (tm, tn)),
         draw_pattern(_LAYER, (70,), 0.4),
@@ -154,7 +155,7 @@ def test_every_kind_of_tile_equals_torch() -> None:
 
 
 def test_nan_stays_nan_and_stays_in_its_pixels() -> None:
-    case = Case(s := conv(4, 20, (6, 5), 1), SMALL, full_pattern(s), activation="relu")
+    case = cuda_case(s := conv(4, 20, (6, 5), 1), SMALL, full_pattern(s), activation="relu")
     suite = TwinSuite({"nan": case})
     drawn = suite.tensors["nan"]
     x = drawn.x.clone()
@@ -168,17 +169,17 @@ def test_nan_stays_nan_and_stays_in_its_pixels() -> None:
 def test_blocks_start_longest_first() -> None:
     shape = conv(16, 48, (4, 4), 1)
     lengths = (3, 16, 9)
-    rows = [np.arange(16 * index, 16 * index + 16) for index in range(3)]
-    groups = tuple(RowGroup(r, np.arange(length)) for r, length in zip(rows, lengths, strict=True))
-    case = Case(shape, SMALL, RowGroupPattern((48, 16), groups))
-    kernel = make(case, draw_tensors(case, "lengths"))
+    rows = [np.arange(16 * index, 16 * index + 16, dtype=np.int32) for index in range(3)]
+    groups = tuple(RowGroup(r, np.arange(length, dtype=np.int32)) for r, length in zip(rows, lengths, strict=True))
+    case = cuda_case(shape, SMALL, RowGroupPattern((48, 16), groups))
+    kernel = make(case, draw_tensors(case.layer, "lengths"))
     assert kernel.table.steps.tolist() == [2, 2, 1]
     assert kernel.table.order.tolist() == [1, 2, 0]
 
 
 def test_the_table_holds_the_weight_and_nothing_else() -> None:
-    case = Case(s := conv(5, 50, (4, 4), 3), SMALL, draw_pattern(s, (20, 3), scattered=True, left_out=4))
-    tensors = draw_tensors(case, "table")
+    case = cuda_case(s := conv(5, 50, (4, 4), 3), SMALL, draw_pattern(s, (20, 3), scattered=True, left_out=4))
+    tensors = draw_tensors(case.layer, "table")
     kernel = make(case, tensors)
     table, height, depth = kernel.table, SMALL.height, SMALL.depth
     dense = np.zeros((50, s.columns), dtype=np.float32)
@@ -211,7 +212,7 @@ def test_neighbours_move_together_where_every_column_is_aligned(
 ) -> None:
     shape = conv(4, 20, (6, 6), 1, batch=batch)
     around = halo((x_halo, x_halo), (x_halo, x_halo)), halo((y_halo, y_halo), (y_halo, y_halo))
-    work = Case(shape, SMALL, full_pattern(shape), x_halo=around[0], y_halo=around[1]).workload()
+    work = cuda_case(shape, SMALL, full_pattern(shape), x_halo=around[0], y_halo=around[1]).workload()
     assert (load_width(work), store_width(work)) == widths
 
 
@@ -228,7 +229,7 @@ _BAD_SCHEDULES = {
 @pytest.mark.parametrize("message", _BAD_SCHEDULES)
 def test_a_schedule_that_cannot_work_is_refused(message: str) -> None:
     shape = conv(4, 20, (6, 6), 1, batch=4)
-    case = Case(shape, _BAD_SCHEDULES[message], full_pattern(shape))
+    case = cuda_case(shape, _BAD_SCHEDULES[message], full_pattern(shape))
     with pytest.raises(CodegenError, match=message):
         build_columns_kernel("bad", case.workload(), _BAD_SCHEDULES[message])
 
@@ -236,12 +237,12 @@ def test_a_schedule_that_cannot_work_is_refused(message: str) -> None:
 def test_a_grid_that_no_gpu_takes_is_refused() -> None:
     shape = conv(1, 16, (2048, 2050), 1)
     schedule = replace(SMALL, order="blocks")
-    case = Case(shape, schedule, full_pattern(shape))
-    with pytest.raises(CodegenError, match="65600 thread blocks with schedule .* a GPU takes 65535"):
+    case = cuda_case(shape, schedule, full_pattern(shape))
+    with pytest.raises(CodegenError, match=r"65600 thread blocks with schedule .* a GPU takes 65535"):
         make(case, draw_few(case))
 
 
-def draw_few(case: Case) -> Tensors:
+def draw_few(case: CudaCase) -> Tensors:
     """Draw the weight of a case whose activations are too large to draw."""
     weight = np.ones((case.shape.channels_out, case.shape.columns), np.float32)
     return Tensors(torch.empty(0), None, weight, None)
@@ -249,7 +250,7 @@ def draw_few(case: Case) -> Tensors:
 
 @pytest.mark.parametrize("what", ["input", "output"])
 def test_buffers_over_32_bits_are_refused(what: str) -> None:
-    case = Case(s := conv(2, 8, (4, 4), 1), SMALL, full_pattern(s))
+    case = cuda_case(s := conv(2, 8, (4, 4), 1), SMALL, full_pattern(s))
     huge = Layout("chwn", 1, 2**16, (1, 2**8, 2**8))
     work = case.workload()
     work = replace(work, x=huge) if what == "input" else replace(work, y=huge)

@@ -16,8 +16,8 @@ from fxprune.codegen.cuda.nvcc import compile_cuda, find_nvcc, read_resources
 from fxprune.codegen.cuda.schedules import TILES
 from fxprune.codegen.cuda.target import ARCHITECTURES
 from fxprune.errors import CodegenError
-from tests.codegen.cuda.suite import SMALL, make
-from tests.codegen.suite import Case, conv, draw_pattern, draw_tensors, halo
+from tests.codegen.cuda.suite import SMALL, cuda_case, make
+from tests.codegen.suite import conv, draw_pattern, draw_tensors, halo
 
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="needs nvcc, of the CUDA toolkit; no GPU")
 
@@ -30,10 +30,8 @@ _ELF = b"\x7fELF"
 def _script(name: str, schedule: ColumnsSchedule, batch: int, activation: str = "relu") -> str:
     shape = conv(16, 64, (14, 14), 3, padding=1, batch=batch)
     around = halo((1, 1), (1, 1))
-    case = Case(
-        shape, schedule, draw_pattern(shape, (32,)), residual=True, activation=activation, y_halo=around
-    )
-    return make(case, draw_tensors(case, name)).script(name)
+    case = cuda_case(shape, schedule, draw_pattern(shape, (32,)), residual=True, activation=activation, y_halo=around)
+    return make(case, draw_tensors(case.layer, name)).script(name)
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +96,14 @@ def test_copies_are_asynchronous_and_as_wide_as_the_batch_allows() -> None:
 def test_masks_do_not_change_the_text() -> None:
     """Layers of one shape share a kernel whatever their masks are."""
     shape = conv(16, 64, (14, 14), 3, padding=1)
-    cases = [Case(shape, SMALL, draw_pattern(shape, (height,), density)) for height, density in ((32, 0.2), (5, 0.6))]
-    first, second = (make(case, draw_tensors(case, "k")).script("k") for case in cases)
+    cases = [
+        cuda_case(shape, SMALL, draw_pattern(shape, (height,), density)) for height, density in ((32, 0.2), (5, 0.6))
+    ]
+    first, second = (make(case, draw_tensors(case.layer, "k")).script("k") for case in cases)
     assert first == second
-    assert make(cases[0], draw_tensors(cases[0], "k")).grid != make(cases[1], draw_tensors(cases[1], "k")).grid
+    assert (
+        make(cases[0], draw_tensors(cases[0].layer, "k")).grid != make(cases[1], draw_tensors(cases[1].layer, "k")).grid
+    )
 
 
 def test_what_tvm_refuses_is_named() -> None:
@@ -119,7 +121,7 @@ def test_what_nvcc_refuses_is_shown() -> None:
 
 def test_without_nvcc_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxprune.codegen.cuda.nvcc.find_nvcc", lambda: None)
-    with pytest.raises(CodegenError, match="No nvcc was found .* Install the CUDA toolkit"):
+    with pytest.raises(CodegenError, match=r"No nvcc was found .* Install the CUDA toolkit"):
         compile_cuda("", "sm_80")
 
 
@@ -152,6 +154,6 @@ def test_a_report_that_cannot_be_read_is_an_error() -> None:
 @needs_nvcc
 @pytest.mark.slow
 def test_a_tile_too_large_for_the_registers_is_seen_to_spill() -> None:
-    schedule = replace(SMALL, rows=128, pixels=128, thread=(32, 32), depth=8)
+    schedule = replace(SMALL, rows=128, pixels=256, thread=(32, 32), depth=8)
     (function,) = build_library({"huge": _script("huge", schedule, 4)}, "sm_80").functions.values()
     assert function.resources.spill_bytes > 0
