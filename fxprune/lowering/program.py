@@ -16,16 +16,14 @@ from fxprune.codegen.schedules import refit
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Layout
 from fxprune.debug import dump_text
-from fxprune.layer import Layer, find_layer
+from fxprune.layer import Layer
 from fxprune.lowering.choice import Case, Choice, constant
 from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
 from fxprune.lowering.modules import KernelModule, Port, StageModule
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
-from fxprune.nodes import annotation_of, module_path
-
-_VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})
-"""Operators that take their input to lie in order; channels-last it does not, and reshape copies where it must."""
+from fxprune.lowering.rewrite import copy_graph, drop_constants, place_layers
+from fxprune.nodes import module_path
 
 
 class Program:
@@ -88,7 +86,7 @@ def lower(
         choices: What runs them; a layer without a choice stays dense.
         target: The CPU.
     """
-    lowered_graph, mapped = _copy_graph(gm)
+    lowered_graph, mapped = copy_graph(gm)
     placements = plan_layouts(
         {node: case.layer for node, case in cases.items()},
         {node: case.shape for node, case in cases.items()},
@@ -102,21 +100,16 @@ def lower(
     for name_text, name in scripts.items():
         dump_text(f"kernel_{name}.txt", _named(name_text, name))
     result = fx.GraphModule(gm, lowered_graph, class_name="LoweredGraph")
-    _place_nodes(result, gm, mapped, lowered)
+    placed = place_layers(result, gm, mapped, lowered, lambda layer: _dense_module(gm, layer))
+    for node, new in placed.items():
+        lowered[node].new = new
     stages = _insert_stages(result, lowered, cases)
     arena, scratch = _allocate(result, lowered)
     _bind_kernels(result, lowered, cases, stages, arena, scratch, library)
-    _drop_constants(result)
+    drop_constants(result)
     result.recompile()
     sizes = {module_path(item.node): item.kernel.packed.size_bytes for item in lowered.values()}
     return Program(result, sizes, arena[""], library)
-
-
-def _copy_graph(gm: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    graph, mapped = fx.Graph(), dict[fx.Node, fx.Node]()
-    output = graph.graph_copy(gm.graph, mapped)
-    graph.output(output)
-    return graph, mapped
 
 
 _ANY_NAME = "kernel_function"
@@ -153,62 +146,10 @@ def _make_kernels(
     return lowered
 
 
-def _place_nodes(
-    result: fx.GraphModule,
-    gm: fx.GraphModule,
-    mapped: Mapping[fx.Node, fx.Node],
-    lowered: Mapping[fx.Node, _Lowered],
-) -> None:
-    """Put a module call in the place of every layer: an empty one for kernels, the dense layer for the others."""
-    for number, node in enumerate(gm.graph.nodes):
-        if node.target is torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
-            _use_mean(result, mapped[node])
-        if node.target in _VIEWS:
-            mapped[node].target = torch.ops.aten.reshape.default
-        layer = find_layer(node)
-        if layer is None or layer.kind == "conv_transpose" or annotation_of(node) is None:
-            continue
-        name = f"kernel_{number}" if node in lowered else f"dense_{number}"
-        result.add_submodule(name, nn.Module() if node in lowered else _dense_module(gm, layer))
-        new = _replace(result, mapped[node], layer, mapped, name)
-        if node in lowered:
-            lowered[node].new = new
-
-
-def _use_mean(result: fx.GraphModule, pool: fx.Node) -> None:
-    """Take the mean of the image in the place of a pool to one pixel: ten times faster channels-last on torch 2.15."""
-    with result.graph.inserting_before(pool):
-        mean = result.graph.call_function(torch.ops.aten.mean.dim, (_current(pool.args[0]), [-1, -2], True))  # type: ignore[arg-type]
-    mean.meta = dict(pool.meta)
-    pool.replace_all_uses_with(mean)
-    pool.meta["replacement"] = mean
-    result.graph.erase_node(pool)
-
-
 def _dense_module(gm: fx.GraphModule, layer: Layer) -> nn.Module:
     weight = constant(gm, layer.weight)
     assert weight is not None
     return build_dense(layer, weight, constant(gm, layer.bias))
-
-
-def _replace(
-    result: fx.GraphModule, old: fx.Node, layer: Layer, mapped: Mapping[fx.Node, fx.Node], name: str
-) -> fx.Node:
-    arguments = [mapped[layer.input]] if layer.residual is None else [mapped[layer.input], mapped[layer.residual]]
-    current = [_current(argument) for argument in arguments]
-    with result.graph.inserting_before(old):
-        new = result.graph.call_module(name, tuple(current))
-    new.meta = dict(old.meta)
-    old.replace_all_uses_with(new)
-    old.meta["replacement"] = new
-    result.graph.erase_node(old)
-    return new
-
-
-def _current(node: fx.Node) -> fx.Node:
-    """Return the node that stands for a copied node now."""
-    replacement = node.meta.get("replacement")
-    return replacement if isinstance(replacement, fx.Node) and replacement is not node else node
 
 
 def _insert_stages(
@@ -278,17 +219,3 @@ def _bind_kernels(
         residual_port = Port(work.residual, layer.kind, layer.dims) if needs_port and work.residual else None
         module = KernelModule(module_path(node), bound, output, x_port, residual_port)
         result.set_submodule(str(item.new.target), module)
-
-
-def _drop_constants(result: fx.GraphModule) -> None:
-    """Remove what no node reads any more."""
-    for node in reversed(list(result.graph.nodes)):
-        if node.op == "get_attr" and not node.users:
-            result.graph.erase_node(node)
-    result.delete_all_unused_submodules()
-    read = {str(node.target) for node in result.graph.nodes if node.op == "get_attr"}
-    for name, _ in [*result.named_buffers(), *result.named_parameters()]:
-        if name in read or name.split(".")[0].startswith(("stage_", "kernel_", "dense_")):
-            continue
-        *path, leaf = name.split(".")
-        delattr(result.get_submodule(".".join(path)), leaf)
