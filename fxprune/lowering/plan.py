@@ -20,7 +20,7 @@ from fxprune.codegen.memory import rounded
 from fxprune.codegen.workload import NO_HALO, ConvShape, Halo, Layout, Workload, spread_channels
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
-from fxprune.lowering.pool import Pool
+from fxprune.lowering.pool import Pooling
 
 _MAYBE_ALIAS = frozenset({"reshape", "contiguous", "flatten", "to", "_to_copy", "dropout"})
 """Operators whose result may share memory with their input though their schema does not say so."""
@@ -107,7 +107,7 @@ def plan_layouts(
     shapes: Mapping[fx.Node, ConvShape],
     choices: Mapping[fx.Node, Choice],
     patterns: Mapping[fx.Node, RowGroupPattern],
-    pools: Mapping[fx.Node, Pool],
+    pools: Mapping[fx.Node, Pooling],
     threads: int,
 ) -> tuple[dict[fx.Node, Placement], dict[fx.Node, Layout]]:
     """Choose the layouts of every layer and every pool that a kernel computes.
@@ -157,7 +157,7 @@ def plan_layouts(
 
 
 def _pool_layout(
-    pool: Pool,
+    pool: Pooling,
     layers: Mapping[fx.Node, Layer],
     shapes: Mapping[fx.Node, ConvShape],
     families: Mapping[fx.Node, str],

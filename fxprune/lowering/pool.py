@@ -27,7 +27,7 @@ Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pooling:
     """A pooling node that a kernel runs.
 
     Attributes:
@@ -70,7 +70,7 @@ class Pool:
 
 def find_pools(
     graph: fx.Graph, layers: Mapping[fx.Node, Layer], choices: Mapping[fx.Node, Choice]
-) -> dict[fx.Node, Pool]:
+) -> dict[fx.Node, Pooling]:
     """Return the pooling nodes between channels-last tensors; none where all layers stay on torch.
 
     Args:
@@ -78,7 +78,7 @@ def find_pools(
         layers: The layers that kernels could run.
         choices: What runs them.
     """
-    found: dict[fx.Node, Pool] = {}
+    found: dict[fx.Node, Pooling] = {}
     if all(choice.schedule is None for choice in choices.values()):
         return found
     for node in graph.nodes:
@@ -111,7 +111,7 @@ def _is_packed(node: fx.Node) -> bool:
     )
 
 
-def _read(node: fx.Node) -> Pool | None:
+def _read(node: fx.Node) -> Pooling | None:
     """Return a pooling node of float32 images as a kernel can run it."""
     if node.op != "call_function" or node.target not in _MAX | _MEAN:
         return None
@@ -121,17 +121,17 @@ def _read(node: fx.Node) -> Pool | None:
     return _read_max(node) if node.target in _MAX else _read_mean(node)
 
 
-def _read_max(node: fx.Node) -> Pool | None:
+def _read_max(node: fx.Node) -> Pooling | None:
     arguments = bind(node)
     kernel, padding, dilation = (_pair(arguments[name]) for name in ("kernel_size", "padding", "dilation"))
     stride = _pair(arguments["stride"]) if arguments["stride"] else kernel
     if dilation != (1, 1) or not node.meta["val"].numel():
         return None
     assert isinstance(node.args[0], fx.Node)
-    return Pool(node, node.args[0], "max", kernel, stride, padding)
+    return Pooling(node, node.args[0], "max", kernel, stride, padding)
 
 
-def _read_mean(node: fx.Node) -> Pool | None:
+def _read_mean(node: fx.Node) -> Pooling | None:
     """Read a mean over the whole image."""
     arguments = bind(node)
     if node.target is _aten.mean.dim:
@@ -141,7 +141,7 @@ def _read_mean(node: fx.Node) -> Pool | None:
         whole = _pair(arguments["output_size"]) == (1, 1)
     assert isinstance(node.args[0], fx.Node)
     size = node.args[0].meta["val"].shape
-    return Pool(node, node.args[0], "mean", (int(size[2]), int(size[3])), (1, 1), (0, 0)) if whole else None
+    return Pooling(node, node.args[0], "mean", (int(size[2]), int(size[3])), (1, 1), (0, 0)) if whole else None
 
 
 def _pair(values: object) -> Pair:
@@ -151,7 +151,7 @@ def _pair(values: object) -> Pair:
     return numbers[0], numbers[-1]
 
 
-def pool_workload(pool: Pool, outputs: Mapping[fx.Node, Layout], lanes: int, threads: int) -> PoolWorkload:
+def pool_workload(pool: Pooling, outputs: Mapping[fx.Node, Layout], lanes: int, threads: int) -> PoolWorkload:
     """Return what the kernel of a pooling node computes.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxprune.codegen.cpu.text import Script
+from fxprune.codegen.script import Script
 from fxprune.codegen.workload import NO_HALO, Layout
 
 

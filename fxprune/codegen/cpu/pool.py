@@ -13,7 +13,7 @@ from math import gcd, prod
 from typing import Literal
 
 from fxprune.codegen.cpu.halo import zero_halo
-from fxprune.codegen.cpu.text import Script
+from fxprune.codegen.script import Script
 from fxprune.codegen.workload import Layout
 
 _MOST_VECTORS = 4

@@ -19,7 +19,7 @@ from typing import Literal
 
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.halo import zero_halo
-from fxprune.codegen.cpu.text import Script
+from fxprune.codegen.script import Script
 from fxprune.codegen.workload import NO_HALO, Layout, Triple, Workload
 from fxprune.errors import CodegenError
 
