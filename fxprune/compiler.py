@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
@@ -13,9 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.arguments import check_arguments, read_example_inputs, read_options
 from fxprune.compiled import CompiledModule, Specialisation, check_not_compiled
-from fxprune.debug import configure_logging
+from fxprune.debug import configure_logging, dump_text
 from fxprune.graph import annotate, capture, check_ready
 from fxprune.masks import kept_weight_shares, open_masks
+from fxprune.originals import count_from_originals, find_originals
 from fxprune.passes import default_pipeline, run_passes
 from fxprune.passes.final_masks import FinalMasks
 from fxprune.report import MaskFacts
@@ -76,6 +78,7 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         start = time.perf_counter()
         captured = capture(model, args, kwargs, kept)
         annotate(captured.graph_module, kept, scores)
+        originals = find_originals(captured.graph_module)
         final = FinalMasks(kept)
         records = run_passes(captured.graph_module, pipeline, (final,))
         flat = tree_leaves((args, dict(kwargs)))
@@ -85,7 +88,11 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
             describe_structure(structure, model, kept, final.masks),
         )
         compiled.set_masks(final.masks)
-        return backend.build(captured, flat, records, facts, start)
+        made = backend.build(captured, flat, records, facts, start)
+        layers = count_from_originals(made.report.layers, originals, facts.kept_weight)
+        made = replace(made, report=replace(made.report, layers=layers))
+        dump_text("report.txt", str(made.report))
+        return made
 
     compiled = CompiledModule(compile_for, kept if structure == "exact" else None)
     if inputs is not None:
