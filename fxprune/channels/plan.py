@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,7 +70,14 @@ class ChannelPlan:
             self.admit(np.array([identity]), self.facts.pinned[identity])
 
 
-def make_plan(gm: fx.GraphModule, facts: Facts, *, round_to: int = 1, align: bool = False) -> ChannelPlan:
+def make_plan(
+    gm: fx.GraphModule,
+    facts: Facts,
+    *,
+    round_to: int = 1,
+    align: bool = False,
+    follow: Mapping[str, IntArray] | None = None,
+) -> ChannelPlan:
     """Decide which channels stay.
 
     Args:
@@ -77,17 +85,21 @@ def make_plan(gm: fx.GraphModule, facts: Facts, *, round_to: int = 1, align: boo
         facts: Its analysis.
         round_to: Keep multiples of this many channels a layer.
         align: Let operands of additions keep the channels of the sum, so that nothing has to be scattered.
+        follow: Rows that layers keep, dead or not, by the name of the node; the other options say nothing then.
 
     Returns:
         The plan.
     """
-    plan = ChannelPlan(facts, round_to, align)
+    plan = ChannelPlan(facts, round_to if follow is None else 1, align)
     plan.tie(facts.equal)
-    tied = [join for join in facts.joins if align or not _is_worth(plan, join)]
+    tied = [join for join in facts.joins if follow is None and (align or not _is_worth(plan, join))]
     loose = [join for join in facts.joins if join not in tied]
     whole = [item for item in facts.completions if align or len(facts.of(item.node).axes) != 1]
     plan.tie([*facts.equal, *((join.result, ids) for join in tied for ids in join.operands)])
     layers = [layer for layer in map(find_layer, gm.graph.nodes) if layer is not None and layer.node in facts.reads]
+    for layer in layers:
+        rows = (follow or {}).get(layer.node.name, np.empty(0, dtype=np.int64))
+        plan.admit(facts.of(layer.node).ids.reshape(-1)[rows], "the record that is followed keeps them")
     while _settle(plan, layers, loose, whole):
         pass
     return plan
