@@ -100,7 +100,7 @@ def _check_apart(places: Mapping[str, Place], changes: Mapping[str, torch.Tensor
     for name, parts in owners.items():
         cells = torch.cat([part.cells.reshape(-1) for part in parts])
         changed = [part for part in parts if part.small in changes]
-        if changed and cells.unique().numel() < cells.numel():
+        if changed and torch.unique(cells).numel() < cells.numel():
             raise UnsupportedError(
                 f"Layer '{changed[0].layer}': '{changed[0].small}' changed, and the small model holds '{name}', from "
                 f"which it was cut, {len(parts)} times. Train the network itself, or leave this layer as it is."
