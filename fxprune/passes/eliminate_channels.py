@@ -36,6 +36,9 @@ from fxprune.layer import find_layer
 from fxprune.nodes import annotation_of
 from fxprune.passes.base import Pass, PassResult, Refusal
 
+ADDS = ("cost", "compact", "align")
+"""What may become of operands that hold fewer channels than the result."""
+
 
 @dataclass(frozen=True)
 class EliminateChannels(Pass):
@@ -43,20 +46,21 @@ class EliminateChannels(Pass):
 
     Attributes:
         round_to: Layers keep a multiple of this many channels, as far as dead ones are left to fill up with.
-        adds: "compact": an operand of an addition holds its own channels and is scattered into the sum; "align": it
-            keeps the channels of the sum, as zero rows, which cost nothing in a sparse kernel.
+        adds: "compact": an operand of an addition or a product holds its own channels and is brought together with the
+            other one; that makes the fewest multiply-adds. "align": it keeps the channels of the result, as zero rows,
+            which cost nothing in a sparse kernel. "cost": whichever is estimated to take less time.
         follow: A record of the same network: the layers in it keep those rows, dead or not, whatever the other options.
     """
 
     round_to: int = 1
-    adds: str = "compact"
+    adds: str = "cost"
     follow: tuple[LayerCut, ...] = ()
     preserves_output: ClassVar[bool] = True
 
     def requires(self, gm: fx.GraphModule) -> None:
         """Options are in order and every layer is annotated, so that zeros are exact."""
-        if self.round_to < 1 or self.adds not in ("compact", "align"):
-            raise PreconditionError(f"{self!r}: round_to is at least 1, adds is 'compact' or 'align'.")
+        if self.round_to < 1 or self.adds not in ADDS:
+            raise PreconditionError(f"{self!r}: round_to is at least 1, adds is one of {', '.join(map(repr, ADDS))}.")
         for node in gm.graph.nodes:
             if find_layer(node) is not None and annotation_of(node) is None:
                 raise PreconditionError(f"Node '{node.name}' has no annotation; run annotate() on the graph first.")
@@ -76,7 +80,7 @@ class EliminateChannels(Pass):
         if split_packed(gm, facts):
             tidy(gm)
             facts = analyse(gm)
-        plan = make_plan(gm, facts, round_to=self.round_to, align=self.adds == "align", follow=self._rows_to_follow(gm))
+        plan = make_plan(gm, facts, round_to=self.round_to, adds=self.adds, follow=self._rows_to_follow(gm))
         rewriter = Rewriter(gm, facts, plan.keep)
         with torch.no_grad():
             for node in gm.graph.nodes:
