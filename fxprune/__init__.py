@@ -1,5 +1,6 @@
 """fxprune: a compiler that makes pruned PyTorch models fast, with the same numbers."""
 
+from fxprune.checkpoint import expand_state, shrink_state
 from fxprune.compiled import CompiledModule
 from fxprune.compiler import compile  # noqa: A004  # the public name; torch.compile has it too
 from fxprune.errors import (
@@ -28,10 +29,12 @@ __all__ = [
     "UnsupportedError",
     "VerifyError",
     "compile",
+    "expand_state",
     "find_coupled",
     "load_masks",
     "refill",
     "regroup",
     "saliency",
     "save_masks",
+    "shrink_state",
 ]
