@@ -12,6 +12,7 @@ from fxprune.errors import (
     UnsupportedError,
     VerifyError,
 )
+from fxprune.integrate import load
 from fxprune.masks import load_masks, save_masks
 from fxprune.transform import ChangedMasks, MaskChange, find_coupled, refill, regroup, saliency
 
@@ -29,6 +30,7 @@ __all__ = [
     "VerifyError",
     "compile",
     "find_coupled",
+    "load",
     "load_masks",
     "refill",
     "regroup",

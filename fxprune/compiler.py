@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
@@ -14,9 +15,11 @@ from torch.utils._pytree import tree_leaves
 from fxprune.arguments import check_arguments, read_example_inputs, read_options
 from fxprune.compiled import CompiledModule, Specialisation, check_not_compiled
 from fxprune.debug import configure_logging
-from fxprune.graph import annotate, capture, check_ready
+from fxprune.frozen.artifact import Source
+from fxprune.frozen.inputs import InputForm
+from fxprune.graph import Captured, annotate, capture, check_ready
 from fxprune.masks import kept_weight_shares, open_masks
-from fxprune.passes import default_pipeline, run_passes
+from fxprune.passes import PassRecord, default_pipeline, run_passes
 from fxprune.passes.final_masks import FinalMasks
 from fxprune.report import MaskFacts
 from fxprune.targets import open_backend
@@ -72,20 +75,26 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
     pipeline = default_pipeline(backend.efficiency, structure)
     scores = None if structure == "exact" else find_scores(model, kept)
 
-    def compile_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
-        start = time.perf_counter()
+    def prepare(
+        args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> tuple[Captured, tuple[PassRecord, ...], FinalMasks]:
         captured = capture(model, args, kwargs, kept)
         annotate(captured.graph_module, kept, scores)
         final = FinalMasks(kept)
-        records = run_passes(captured.graph_module, pipeline, (final,))
-        flat = tree_leaves((args, dict(kwargs)))
+        return captured, run_passes(captured.graph_module, pipeline, (final,)), final
+
+    def compile_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
+        start = time.perf_counter()
+        captured, records, final = prepare(args, kwargs)
         facts = MaskFacts(
             kept_weight_shares(model, final.masks),
             find_families(model, final.masks),
             describe_structure(structure, model, kept, final.masks),
         )
         compiled.set_masks(final.masks)
-        return backend.build(captured, flat, records, facts, start)
+        source = Source(lambda form: prepare(*form.arguments())[0], InputForm.of(args, kwargs), facts, captured)
+        made = backend.build(captured, tree_leaves((args, dict(kwargs))), records, facts, start)
+        return replace(made, source=source)
 
     compiled = CompiledModule(compile_for, kept if structure == "exact" else None)
     if inputs is not None:

@@ -1,0 +1,45 @@
+"""A report from its dictionary, and what it needs of the masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any, cast
+
+from fxprune.report import CompileReport, LayerReport, MaskFacts
+
+
+def write_report(report: CompileReport) -> dict[str, object]:
+    """Return a report as JSON; `read_report` makes it again."""
+    return report.to_dict()
+
+
+def read_report(written: Mapping[str, Any]) -> CompileReport:
+    """Return the report that `write_report` wrote."""
+    values = {field.name: _freeze(written[field.name]) for field in fields(CompileReport)}
+    values["layers"] = tuple(_read_layer(layer) for layer in written["layers"])
+    return CompileReport(**values)
+
+
+def _read_layer(written: Mapping[str, Any]) -> LayerReport:
+    values = {field.name: _freeze(written[field.name]) for field in fields(LayerReport)}
+    values["heights"] = {int(height): int(count) for height, count in written["heights"].items()}
+    return LayerReport(**values)
+
+
+def _freeze(value: object) -> Any:
+    """Return lists as tuples."""
+    return (
+        tuple(_freeze(item) for item in value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    )
+
+
+def write_facts(facts: MaskFacts) -> dict[str, object]:
+    """Return the facts of the masks as JSON."""
+    return asdict(facts)
+
+
+def read_facts(written: Mapping[str, object]) -> MaskFacts:
+    """Return the facts that `write_facts` wrote."""
+    kept = {name: float(share) for name, share in cast("Mapping[str, float]", written["kept_weight"]).items()}
+    return MaskFacts(kept, dict(cast("Mapping[str, str]", written["families"])), str(written["function_change"]))
