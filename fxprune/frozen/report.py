@@ -28,10 +28,12 @@ def _read_layer(written: Mapping[str, Any]) -> LayerReport:
 
 
 def _freeze(value: object) -> Any:
-    """Return lists as tuples."""
-    return (
-        tuple(_freeze(item) for item in value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-    )
+    """Return lists as tuples, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _freeze(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_freeze(item) for item in value)
+    return value
 
 
 def write_facts(facts: MaskFacts) -> dict[str, object]:

@@ -84,7 +84,7 @@ def _owns_memory(tensor: torch.Tensor) -> bool:
 def _digest(tensor: torch.Tensor) -> str:
     """Return a name made of type, shape and bytes of a contiguous tensor."""
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
 
 
