@@ -1,11 +1,5 @@
 """Measure memory: the peak while an engine is built and the peak while it runs, each engine in its own process.
 
-A compiled model keeps the model it was made from, for inputs of other shapes, also when the user has let go of it; the
-engine `fxprune-fixed` is the same with `other_shapes` off, which lets go of it. The processes in which fxprune builds
-kernels count as long as the build lasts, under `build tree`; they end by themselves half a minute later, and the run is
-that of the process alone. Pages of files (libraries) count as in VmRSS; the system may drop them at any time, so they
-are also given by themselves.
-
 Example:
     python -m benchmarks.memory --model resnet50 --sparsity 0.8
 """
@@ -13,7 +7,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import dataclasses
 import gc
@@ -22,8 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,27 +26,11 @@ from benchmarks.case import Case, build_problem
 from benchmarks.console import make_on_step, open_progress
 from benchmarks.masks import STRUCTURES
 from benchmarks.models import MODELS
-from benchmarks.peers import PEERS, CompiledForward, Forward, Peer, PeerError, Setting, build_peer
+from benchmarks.peers import PEERS, Forward, PeerError, Setting, build_peer
 
 _ROOT = Path(__file__).resolve().parent.parent
 _CALLS = 5
 """Calls whose peak is read; the second already repeats the first."""
-
-_LOOK_SECONDS = 0.2
-"""Time between two looks at the processes of a build."""
-
-
-def _build_fixed(setting: Setting) -> Forward:
-    import fxprune
-
-    problem = setting.problem
-    options = {"threads": setting.threads, "other_shapes": False}
-    compiled = fxprune.compile(problem.model, problem.masks, example_inputs=(problem.x,), options=options)
-    return CompiledForward(compiled, problem.x)
-
-
-_FIXED = Peer("fxprune-fixed", "fxprune, fixed shapes", False, 1e-5, _build_fixed, "measured selection")
-_ENGINES = (*PEERS, _FIXED)
 
 
 @dataclass(frozen=True)
@@ -67,10 +43,8 @@ class MemoryResult:
         base_mb: At the start, only Python, torch and the benchmark loaded.
         before_mb: Before the build, the model and its masks loaded.
         build_peak_mb: Peak during the build.
-        build_tree_mb: Peak during the build of this process and all that it started, looked at a few times a second.
         idle_mb: After it, with the user's model and masks let go of and free memory returned to the system.
         run_peak_mb: Peak over some calls.
-        run_files_mb: Pages of files in that peak.
     """
 
     name: str
@@ -78,10 +52,8 @@ class MemoryResult:
     base_mb: float
     before_mb: float
     build_peak_mb: float
-    build_tree_mb: float
     idle_mb: float
     run_peak_mb: float
-    run_files_mb: float
 
 
 def read_memory_mb(status: str, key: str) -> float:
@@ -102,13 +74,13 @@ def measure_here(name: str, case: Case, threads: int) -> MemoryResult:
     Raises:
         PeerError: The peer cannot be built.
     """
-    peer = next(peer for peer in _ENGINES if peer.name == name)
+    peer = next(peer for peer in PEERS if peer.name == name)
     base = _read("VmRSS")
     problem = build_problem(case)
     _release()
     _reset_peak()
     before = _read("VmRSS")
-    with tempfile.TemporaryDirectory() as folder, _watch_tree() as tree:
+    with tempfile.TemporaryDirectory() as folder:
         built = build_peer(peer, Setting(problem, threads, Path(folder)))
     build_peak, build_seconds = _read("VmHWM"), built.build_seconds
     forward: Forward = built.forward
@@ -118,8 +90,7 @@ def measure_here(name: str, case: Case, threads: int) -> MemoryResult:
     idle = _read("VmRSS")
     for _ in range(_CALLS):
         forward()
-    run_peak, files = _read("VmHWM"), _read("RssFile")
-    return MemoryResult(name, build_seconds, base, before, build_peak, tree[0], idle, run_peak, files)
+    return MemoryResult(name, build_seconds, base, before, build_peak, idle, _read("VmHWM"))
 
 
 def measure_in_subprocess(name: str, case: Case, threads: int) -> MemoryResult:
@@ -146,8 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run_child(options.child, case, options.threads)
     console = Console()
     title = f"{case.label}: resident MB"
-    columns = ("engine", "build s", "base", "before", "build peak", "build tree", "idle", "run peak", "of it files")
-    table = Table(*columns, title=title)
+    table = Table("engine", "build s", "base", "before", "build peak", "idle", "run peak", title=title)
     failures: list[str] = []
     with open_progress(console) as progress:
         on_step = make_on_step(progress, len(options.peers))
@@ -176,7 +146,7 @@ def _run_child(name: str, case: Case, threads: int) -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    names = [peer.name for peer in _ENGINES]
+    names = [peer.name for peer in PEERS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--model", choices=MODELS, default="resnet50")
@@ -185,44 +155,9 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--structure", choices=STRUCTURES, default="rowgroup")
     add("--rows", type=int, default=32)
     add("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
-    add("--peers", nargs="+", choices=names, default=["eager", "fxprune", _FIXED.name])
+    add("--peers", nargs="+", choices=names, default=["eager", "fxprune"])
     add("--child", choices=names, help=argparse.SUPPRESS)
     return parser
-
-
-@contextlib.contextmanager
-def _watch_tree() -> Iterator[list[float]]:
-    """Give a list whose only number is the largest sum of VmRSS over this process and its descendants, in MB."""
-    largest, done = [0.0], threading.Event()
-
-    def look() -> None:
-        while not done.wait(_LOOK_SECONDS):
-            largest[0] = max(largest[0], sum(map(_resident_mb, _tree(os.getpid()))))
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield largest
-    finally:
-        done.set()
-        thread.join()
-
-
-def _tree(pid: int) -> Iterator[int]:
-    """Yield a process and its descendants, as far as they are still there."""
-    yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in task.read_text().split():
-                yield from _tree(int(child))
-
-
-def _resident_mb(pid: int) -> float:
-    """Return the resident memory of a process; 0 if it has ended."""
-    try:
-        return read_memory_mb(Path(f"/proc/{pid}/status").read_text(), "VmRSS")
-    except (OSError, LookupError):
-        return 0.0
 
 
 def _read(key: str) -> float:

@@ -56,9 +56,11 @@ def read_target(name: str) -> Target:
         return _FUNCTIONS[name]
     namespace, _, rest = name.partition("::")
     packet, _, overload = rest.partition(".")
-    found: object = getattr(torch.ops, namespace, None)
-    for part in (packet, overload):
-        found = getattr(found, part, None)
+    found: object = torch.ops
+    for part, kind in ((namespace, torch._ops._OpNamespace), (packet, torch._ops.OpOverloadPacket)):
+        found = getattr(found, part, None) if part.isidentifier() else None
+        found = found if isinstance(found, kind) else None
+    found = getattr(found, overload, None) if overload else None
     if not isinstance(found, torch._ops.OpOverload):
         raise ArtifactError(
             f"The model calls the operator {name!r}, which is not registered here. Import the package that brings it "

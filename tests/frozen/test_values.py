@@ -51,7 +51,14 @@ def test_values_come_back(value: object) -> None:
 def test_other_values_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="Node 'x' has an argument of type object"):
         write_value([object()], NODE)
-    for wrong in ({"node": "x", "float": "1"}, {"unknown": []}, {"tuple": 3}, {"dtype": "load"}, {"dtype": "strided"}):
+    damaged: list[object] = [
+        {"node": "x", "float": "1"},
+        {"unknown": []},
+        {"tuple": 3},
+        {"dtype": "load"},
+        {"dtype": "strided"},
+    ]
+    for wrong in damaged:
         with pytest.raises(ArtifactError):
             read_value(wrong, {"x": NODE})
 
