@@ -17,7 +17,6 @@ from fxprune.codegen.memory import release_unused
 from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.target import CpuTarget, check_versions, parse_target
 from fxprune.compiled import Specialisation
-from fxprune.debug import dump_text
 from fxprune.errors import UnsupportedError
 from fxprune.graph import Captured
 from fxprune.layer import find_layer
@@ -86,7 +85,6 @@ def build(
         compile_seconds=time.perf_counter() - start,
         versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
-    dump_text("report.txt", str(report))
     logger.info("compiled in %.1f s: %s", report.compile_seconds, made.verdict)
     return Specialisation(made.program, captured.out_spec, report)
 

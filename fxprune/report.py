@@ -39,8 +39,8 @@ class LayerReport:
     Attributes:
         name: Module path, e.g. "layer1.0.conv2".
         operator: What it computes, e.g. "conv2d 3x3 s1 g1".
-        weight_shape: Sizes of the weight.
-        output_shape: Sizes of the output, batch included.
+        weight_shape: Sizes of the weight in the user's model.
+        output_shape: Sizes of the output in the user's model, batch included.
         macs_dense: Multiply-adds of the dense layer.
         macs_kept: Multiply-adds of the kept weights alone.
         macs_run: Multiply-adds that are executed.

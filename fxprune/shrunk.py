@@ -15,7 +15,6 @@ from torch.utils._pytree import TreeSpec
 
 from fxprune.channels.record import compose_cuts
 from fxprune.compiled import Specialisation
-from fxprune.debug import dump_text
 from fxprune.graph import Captured
 from fxprune.layer import Layer, find_layer
 from fxprune.nodes import annotation_of, module_path
@@ -90,7 +89,6 @@ def build(
         compile_seconds=time.perf_counter() - start,
         versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
-    dump_text("report.txt", str(report))
     return Specialisation(DenseProgram(captured), captured.out_spec, report)
 
 

@@ -269,10 +269,11 @@ def test_a_dump_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     compiled = fxprune.compile(model, some_masks(model), example_inputs=X, options=QUICK)
     names = sorted(path.name for path in tmp_path.iterdir())
     numbered = [name for name in names if name[:3].isdigit()]
-    assert numbered == ["000_input.txt", "001_fold_batch_norm.txt", "002_group_rows.txt", "003_fuse_epilogue.txt"]
+    passes = ["fold_batch_norm", "eliminate_channels", "group_rows", "fuse_epilogue"]
+    assert numbered == ["000_input.txt", *(f"{index:03d}_{name}.txt" for index, name in enumerate(passes, 1))]
     texts = {name: (tmp_path / name).read_text() for name in names}
     assert "batch_norm" in texts[numbered[0]]
     assert "batch_norm" not in texts[numbered[-1]]
-    assert "conv.weight" in texts[numbered[2]]
+    assert "conv.weight" in texts[numbered[3]]
     assert any("T.prim_func" in text for name, text in texts.items() if name.startswith("kernel"))
     assert texts["report.txt"].strip() == str(compiled.report).strip()

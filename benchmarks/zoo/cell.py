@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.zoo.kinds import Masks, NotApplicableError, apply_masks, draw_masks
-from benchmarks.zoo.models import Problem, Shape, build_problem
+from benchmarks.zoo.bench import Bench
+from benchmarks.zoo.kinds import Masks, NotApplicableError
+from benchmarks.zoo.models import Problem, Shape
 from benchmarks.zoo.signal import keep_signal
-from fxprune.graph import annotate, capture
+from fxprune.graph import annotate
 from fxprune.passes import EliminateChannels, FoldBatchNorm, run_passes
 
 GATE = 1e-9
@@ -56,12 +57,16 @@ class Outcome:
     reason: str = ""
 
 
-def run_cell(key: Key) -> Outcome:
-    """Run a cell; whatever goes wrong in it becomes its outcome."""
+def run_cell(key: Key, bench: Bench) -> Outcome:
+    """Run a cell; whatever goes wrong in it becomes its outcome.
+
+    Args:
+        key: The cell.
+        bench: What cells before it have left.
+    """
     try:
-        problem = build_problem(key.model, key.shape, key.batch)
-        masks = draw_masks(key.kind, problem)
-        return _compare(problem, masks)
+        problem, masks = bench.set_up(key.model, key.kind, key.shape, key.batch)
+        return _compare(key.model, problem, masks, bench)
     except NotApplicableError as error:
         return Outcome("not applicable", reason=str(error))
     except Exception as error:  # noqa: BLE001 # a cell that fails is a result
@@ -69,14 +74,13 @@ def run_cell(key: Key) -> Outcome:
         return Outcome("failed", reason=f"{type(error).__name__}: {error} ({last.name}, line {last.lineno})"[:600])
 
 
-def _compare(problem: Problem, masks: Masks) -> Outcome:
+def _compare(name: str, problem: Problem, masks: Masks, bench: Bench) -> Outcome:
     model, inputs = problem.model, problem.inputs
-    apply_masks(model, masks)
     with torch.no_grad():
         keep_signal(model, inputs)
         expected = _leaves(model(*inputs))
         moved = _leaves(model(*(_change(x) for x in inputs)))
-    gm = capture(model, inputs, {}, masks).graph_module
+    gm = bench.capture(name, problem, masks)
     annotate(gm, masks)
     *_, record = run_passes(gm, (FoldBatchNorm(), EliminateChannels()))
     with torch.no_grad():

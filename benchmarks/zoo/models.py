@@ -69,13 +69,26 @@ def build_problem(name: str, shape: Shape, batch: int, seed: int = 0) -> Problem
     torch.manual_seed(seed)
     if name in BLOCKS:
         block = BLOCKS[name]
-        model, inputs, outputs = block.build(), block.draw((batch, *shape)), block.outputs
+        model, outputs = block.build(), block.outputs
     else:
-        model, inputs = _build_torchvision(name, shape), (torch.randn(batch, *shape, dtype=torch.float64),)
+        model = _build_torchvision(name, shape)
         outputs = _find_outputs(model)
     model = model.double().eval()
     randomise(model)
-    return Problem(model, inputs, outputs)
+    return Problem(model, draw_inputs(name, shape, batch), outputs)
+
+
+def draw_inputs(name: str, shape: Shape, batch: int) -> tuple[torch.Tensor, ...]:
+    """Draw one batch of inputs for a model."""
+    torch.manual_seed(batch)
+    if name in BLOCKS:
+        return BLOCKS[name].draw((batch, *shape))
+    return (torch.randn(batch, *shape, dtype=torch.float64),)
+
+
+def reads_image_size(name: str) -> bool:
+    """Whether a model is built for one input shape."""
+    return name.startswith("vit_")
 
 
 def _build_torchvision(name: str, shape: Shape) -> nn.Module:

@@ -63,6 +63,23 @@ class Join:
     operands: tuple[IntArray, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """Channels of an operand that are known but meet values that vary, as behind a gate: `5 * gate(x)`.
+
+    They can leave the operand's tensor: the operator is given it completed by its constants.
+
+    Attributes:
+        node: The operator.
+        result: Ids of the result there, flattened.
+        operand: Ids of the operand, in the same order.
+    """
+
+    node: fx.Node
+    result: IntArray
+    operand: IntArray
+
+
 @dataclass
 class Facts:
     """Everything that the analysis finds out; ids index the arrays.
@@ -80,6 +97,7 @@ class Facts:
         shuffles: The last view of each channel shuffle, to where it starts and where every element comes from.
         given: Ids of the model's inputs.
         joins: Operands of additions that may hold fewer channels than the sum.
+        completions: Operands of other operators that may hold fewer channels than the result.
         reads: For every layer which input channels of its conv group a row reads, [O, I / groups].
         notes: What dead parts stay inside a node, in its rule's words.
     """
@@ -96,6 +114,7 @@ class Facts:
     shuffles: dict[fx.Node, tuple[fx.Node, IntArray]] = field(default_factory=dict)
     given: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     joins: list[Join] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
     reads: dict[fx.Node, BoolArray] = field(default_factory=dict)
     notes: list[tuple[fx.Node, str]] = field(default_factory=list)
 

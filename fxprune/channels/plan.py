@@ -9,7 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import fx
 
-from fxprune.channels.facts import Facts, Join, Kind
+from fxprune.channels.facts import Completion, Facts, Join, Kind
 from fxprune.channels.fold import group_columns, group_width
 from fxprune.channels.grid import BoolArray, IntArray, even_lines, fill_lines
 from fxprune.channels.rules.layer import columns_read_by, input_ids
@@ -85,9 +85,10 @@ def make_plan(gm: fx.GraphModule, facts: Facts, *, round_to: int = 1, align: boo
     plan.tie(facts.equal)
     tied = [join for join in facts.joins if align or not _is_worth(plan, join)]
     loose = [join for join in facts.joins if join not in tied]
+    whole = [item for item in facts.completions if align or len(facts.of(item.node).axes) != 1]
     plan.tie([*facts.equal, *((join.result, ids) for join in tied for ids in join.operands)])
     layers = [layer for layer in map(find_layer, gm.graph.nodes) if layer is not None and layer.node in facts.reads]
-    while _settle(plan, layers, loose):
+    while _settle(plan, layers, loose, whole):
         pass
     return plan
 
@@ -99,13 +100,16 @@ def _is_worth(plan: ChannelPlan, join: Join) -> bool:
     return spare * _WORTH >= max(1, int(needed.sum()))
 
 
-def _settle(plan: ChannelPlan, layers: list[Layer], joins: list[Join]) -> bool:
+def _settle(plan: ChannelPlan, layers: list[Layer], joins: list[Join], whole: list[Completion]) -> bool:
     """Apply every condition once; return whether one of them kept more."""
     changed = False
     for join in joins:
         base = max(join.operands, key=lambda ids: int(plan.keep[ids].sum()))
         wanted = join.result[plan.keep[base] & ~plan.keep[join.result]]
         changed |= wanted.size > 0 and plan.admit(wanted, f"the sum {join.node.name} takes over an operand's channels")
+    for item in whole:
+        wanted = item.operand[plan.keep[item.result] & ~plan.keep[item.operand]]
+        changed |= wanted.size > 0 and plan.admit(wanted, f"their constants meet varying values in {item.node.name}")
     for ids in plan.facts.boxes.values():
         kept = plan.keep[ids]
         more = ids[even_lines(kept) & ~kept]

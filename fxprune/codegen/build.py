@@ -10,6 +10,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 _LAUNCH_SOURCE = Path(__file__).with_name("cpu") / "launch.cc"
 _OPENMP_FUNCTIONS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+_OPENMP_FILE = re.compile(r"/[^/]*omp[^/]*\.so[^/ ]*$")
+"""Path of a runtime in the process's map of memory; a library whose file is gone ends in " (deleted)"."""
+
 _COMPILERS = ("g++", "clang++", "c++")
 
 _SHARE = 24
@@ -152,8 +156,8 @@ def _find_openmp() -> tuple[int, ...] | None:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return None
-    paths = {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines() if "omp" in line}
-    for path in sorted(path for path in paths if ".so" in path):
+    paths = {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines()}
+    for path in sorted(path for path in paths if _OPENMP_FILE.search(path)):
         library = ctypes.CDLL(path)
         if all(hasattr(library, name) for name in _OPENMP_FUNCTIONS):
             addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _OPENMP_FUNCTIONS]

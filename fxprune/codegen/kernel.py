@@ -204,3 +204,27 @@ class BoundKernel:
         if residual is not None:
             arguments[-1] = tvm_ffi.from_dlpack(residual)
         self._function(*arguments)
+
+
+class BoundPool:
+    """A built pooling function with its buffers."""
+
+    def __init__(self, function: tvm_ffi.Function, x: torch.Tensor | None, y: torch.Tensor) -> None:
+        """Bind a function.
+
+        Args:
+            function: The built function.
+            x: Flat input buffer, or None if every call brings another one.
+            y: Flat output buffer.
+        """
+        self._function = function
+        self._x = None if x is None else tvm_ffi.from_dlpack(x)
+        self._y = tvm_ffi.from_dlpack(y)
+
+    def run(self) -> None:
+        """Run with the buffers given when bound."""
+        self._function(self._x, self._y)
+
+    def run_with(self, x: torch.Tensor) -> None:
+        """Run with another input."""
+        self._function(tvm_ffi.from_dlpack(x), self._y)

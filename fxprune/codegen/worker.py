@@ -59,7 +59,37 @@ def _keep_object(output: str, objects: Sequence[str], **options: object) -> None
 
 _keep_object.output_format = "o"  # type: ignore[attr-defined]  # read by export_library
 
-_SERVICES = {"describe_target": describe_target, "build_object": build_object}
+
+def write_cuda(request: Request) -> Answer:
+    """Turn functions into CUDA source; no GPU, driver or nvcc is needed.
+
+    Args:
+        request: "scripts": TVMScript by global symbol, bound to the axes of a grid; "arch": e.g. "sm_90a".
+
+    Returns:
+        "source": the text; "parameters": names of every kernel's arguments in order, by the kernel's symbol.
+    """
+    import tvm
+    import tvm.script
+    from tvm.tirx.build import codegen_build, split_host_device_mods
+
+    # TVM would hand the text to nvcc on a machine with a GPU: the text is all that is wanted.
+    tvm.register_global_func("tvm_callback_cuda_compile", lambda code, _target: code, override=True)
+    target = tvm.target.Target({"kind": "cuda", "arch": str(request["arch"])}, host={"kind": "llvm"})
+    functions = {name: tvm.script.from_source(text) for name, text in _mapping(request["scripts"]).items()}
+    module = tvm.tirx.transform.BindTarget(target)(tvm.IRModule(functions))
+    options = {"tirx.UnrollLoop": {"explicit_unroll": False}}  # nvcc unrolls: the text stays short
+    with target, tvm.transform.PassContext(config=options):
+        pipeline, _, finish = tvm.tirx.get_default_tir_pipeline(target)
+        _, parts = split_host_device_mods(pipeline(module))
+        ((device, kernels),) = parts.items()
+        kernels = finish()(kernels)
+        source = str(codegen_build(kernels, device).inspect_source())
+    parameters = {name.name_hint: [p.name for p in kernel.params] for name, kernel in kernels.functions.items()}
+    return {"source": source, "parameters": parameters}
+
+
+_SERVICES = {"describe_target": describe_target, "build_object": build_object, "write_cuda": write_cuda}
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -90,14 +90,14 @@ class Layout:
     """Where an activation [N, C, D, H, W] lies in a flat float32 buffer.
 
     Attributes:
-        order: "nhwc" (channels innermost) or "nchw" (width innermost).
+        order: "nhwc" (channels innermost), "nchw" (width innermost) or "chwn" (images innermost).
         batch: N.
         channels: Channels stored, padding channels included.
         spatial: Depth, height, width without halo.
-        halo: Zero cells around each image; only "nhwc" buffers have any.
+        halo: Zero cells around each image; "nchw" buffers have none.
     """
 
-    order: Literal["nhwc", "nchw"]
+    order: Literal["nhwc", "nchw", "chwn"]
     batch: int
     channels: int
     spatial: Triple
@@ -121,6 +121,9 @@ class Layout:
         c = self.channels
         if self.order == "nhwc":
             return depth * height * width * c, 1, height * width * c, width * c, c
+        if self.order == "chwn":
+            n = self.batch
+            return 1, depth * height * width * n, height * width * n, width * n, n
         return c * depth * height * width, depth * height * width, height * width, width, 1
 
     @property
@@ -136,7 +139,7 @@ class Workload:
 
     Attributes:
         shape: The convolution.
-        x: Layout of the input; its halo covers the padding for "nhwc".
+        x: Layout of the input; its halo covers the padding unless it is "nchw".
         y: Layout of the output.
         residual: Layout of the tensor that is added before the activation.
         activation: Name as in `fxprune.operators`, or None.

@@ -28,9 +28,10 @@ from fxprune.errors import UnsupportedError
 from fxprune.frozen.container import write_container
 from fxprune.frozen.graph import write_graph
 from fxprune.frozen.inputs import InputForm, write_spec
-from fxprune.frozen.report import write_facts, write_report
+from fxprune.frozen.report import write_facts, write_originals, write_report
 from fxprune.frozen.tensors import TensorStore
 from fxprune.graph import Captured
+from fxprune.originals import OriginalLayer
 from fxprune.report import CompileReport, MaskFacts
 
 FORMAT = "fxprune compiled model"
@@ -58,10 +59,16 @@ class Source:
     Attributes:
         form: The inputs it was captured for.
         facts: What the report says of the masks.
+        originals: The layers before any pass.
     """
 
     def __init__(
-        self, again: Callable[[InputForm], Captured], form: InputForm, facts: MaskFacts, captured: Captured
+        self,
+        again: Callable[[InputForm], Captured],
+        form: InputForm,
+        facts: MaskFacts,
+        originals: tuple[OriginalLayer, ...],
+        captured: Captured,
     ) -> None:
         """Take the digest of a captured graph; the graph itself is not kept.
 
@@ -69,9 +76,10 @@ class Source:
             again: Captures the model and runs all passes.
             form: The inputs.
             facts: What the report says of the masks.
+            originals: The layers before any pass.
             captured: The graph after all passes.
         """
-        self.form, self.facts = form, facts
+        self.form, self.facts, self.originals = form, facts, originals
         self._again, self._digest = again, _digest_of(captured)
 
     def write(self, store: TensorStore) -> dict[str, object]:
@@ -155,6 +163,7 @@ def _write_part(part: Part, store: TensorStore) -> dict[str, object]:
         "outputs": write_spec(part.out_spec),
         "recipe": dict(part.recipe),
         "facts": write_facts(part.source.facts),
+        "originals": write_originals(part.source.originals),
         "report": write_report(part.report),
     }
 

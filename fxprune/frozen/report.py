@@ -1,4 +1,4 @@
-"""A report from its dictionary, and what it needs of the masks."""
+"""A report from its dictionary, and what it needs of the masks and of the model's layers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, cast
 
+from fxprune.originals import OriginalLayer
 from fxprune.report import CompileReport, LayerReport, MaskFacts
 
 
@@ -45,3 +46,16 @@ def read_facts(written: Mapping[str, object]) -> MaskFacts:
     """Return the facts that `write_facts` wrote."""
     kept = {name: float(share) for name, share in cast("Mapping[str, float]", written["kept_weight"]).items()}
     return MaskFacts(kept, dict(cast("Mapping[str, str]", written["families"])), str(written["function_change"]))
+
+
+def write_originals(layers: Sequence[OriginalLayer]) -> list[object]:
+    """Return the layers of the user's model as JSON."""
+    return [asdict(layer) for layer in layers]
+
+
+def read_originals(written: Sequence[Mapping[str, Any]]) -> tuple[OriginalLayer, ...]:
+    """Return the layers that `write_originals` wrote."""
+    return tuple(
+        OriginalLayer(**{field.name: _freeze(layer[field.name]) for field in fields(OriginalLayer)})
+        for layer in written
+    )

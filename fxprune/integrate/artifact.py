@@ -19,7 +19,7 @@ from fxprune.frozen.artifact import FORMAT, GRAPH, SCHEMA, TENSORS, installed_ve
 from fxprune.frozen.container import Container
 from fxprune.frozen.graph import read_graph
 from fxprune.frozen.inputs import InputForm, read_inputs, read_spec
-from fxprune.frozen.report import read_facts, read_report
+from fxprune.frozen.report import read_facts, read_originals, read_report
 from fxprune.frozen.tensors import read_mask
 from fxprune.graph import Captured
 from fxprune.integrate.native import NATIVE, Stored, rebuild, run_dense, trust
@@ -125,7 +125,7 @@ def _read_part(
         form = read_inputs(part["inputs"])
         gm = read_graph(part["graph"], tensors, form.flat())
         report, facts, recipe = read_report(part["report"]), read_facts(part["facts"]), part["recipe"]
-        stored = Stored(container.path, gm, form, recipe, facts, report, machine)
+        stored = Stored(container.path, gm, form, recipe, facts, read_originals(part["originals"]), report, machine)
         out_spec = read_spec(part["outputs"])
     if not recipe:
         from fxprune import shrunk

@@ -12,6 +12,7 @@ from torch import fx
 from fxprune.errors import ArtifactError
 from fxprune.frozen.artifact import installed_versions
 from fxprune.frozen.inputs import InputForm
+from fxprune.originals import OriginalLayer, count_from_originals
 from fxprune.report import CompileReport, MaskFacts
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Stored:
         form: Its inputs.
         recipe: What it was lowered with.
         facts: What the report says of the masks.
+        originals: The layers of the model before any pass.
         report: The report of then.
         machine: Kind of processor that it was saved on.
     """
@@ -43,6 +45,7 @@ class Stored:
     form: InputForm
     recipe: Mapping[str, Any]
     facts: MaskFacts
+    originals: tuple[OriginalLayer, ...]
     report: CompileReport
     machine: str
 
@@ -96,7 +99,7 @@ def rebuild(stored: Stored) -> tuple[Program, CompileReport]:
         program = backend.restore(stored.graph_module, schedules, here, Library)
         return program, replace(stored.report, versions=installed_versions())
     made = backend.decide(stored.graph_module, stored.form.flat(), stored.facts, here, measure=True)
-    return made.program, _renew(stored.report, made, here.description)
+    return made.program, _renew(stored, made, here.description)
 
 
 def run_dense(stored: Stored) -> tuple[Program, CompileReport]:
@@ -106,15 +109,15 @@ def run_dense(stored: Stored) -> tuple[Program, CompileReport]:
 
     target = read_target(stored.recipe["target"])
     made = backend.keep_dense(stored.graph_module, stored.facts, target, "loaded with native='dense'")
-    return made.program, _renew(stored.report, made, target.description)
+    return made.program, _renew(stored, made, target.description)
 
 
-def _renew(report: CompileReport, made: Decision, target: str) -> CompileReport:
+def _renew(stored: Stored, made: Decision, target: str) -> CompileReport:
     """Return the report of then with the layers of now."""
     return replace(
-        report,
+        stored.report,
         target=target,
-        layers=made.layers,
+        layers=count_from_originals(made.layers, stored.originals, stored.facts.kept_weight),
         whole_model=made.verdict,
         overhead=None,
         versions=installed_versions(),

@@ -20,6 +20,7 @@ from fxprune.codegen.memory import rounded
 from fxprune.codegen.workload import NO_HALO, ConvShape, Halo, Layout, Workload, spread_channels
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
+from fxprune.lowering.pool import Pooling
 
 _MAYBE_ALIAS = frozenset({"reshape", "contiguous", "flatten", "to", "_to_copy", "dropout"})
 """Operators whose result may share memory with their input though their schema does not say so."""
@@ -32,9 +33,9 @@ class Placement:
     Attributes:
         work: The workload with its layouts.
         group_order: Whether the output's channels lie in the order of the blocks.
-        source: Kernel node whose buffer is the input, None if torch makes the input.
+        source: Node whose buffer is the input, a layer or a pool; None if torch makes the input.
         staged: Whether torch's input is copied into a buffer with a halo first.
-        residual_source: Kernel node whose buffer is the residual, None if torch makes it or there is none.
+        residual_source: Node whose buffer is the residual, None if torch makes it or there is none.
     """
 
     work: Workload
@@ -57,19 +58,25 @@ def is_private(node: fx.Node, layers: Mapping[fx.Node, Layer], families: Mapping
             families.get(user) == "rows"
             and layers[user].input is node
             and layers[user].residual is not node
-            and _same_kind(layers[user], own)
+            and _kind(layers[user]) == _kind(own)
             for user in node.users
         )
     )
 
 
-def _same_kind(one: Layer, other: Layer) -> bool:
-    return (one.kind, one.dims) == (other.kind, other.dims)
+Kind = tuple[str, int]
+"""Kind and spatial axes of a layer; one of another kind sees its input in another shape."""
+
+_POOL_KIND: Kind = ("conv", 2)
+
+
+def _kind(layer: Layer) -> Kind:
+    return layer.kind, layer.dims
 
 
 def wanted_halo(
     node: fx.Node,
-    kind: Layer,
+    kind: Kind,
     layers: Mapping[fx.Node, Layer],
     shapes: Mapping[fx.Node, ConvShape],
     families: Mapping[fx.Node, str],
@@ -78,7 +85,7 @@ def wanted_halo(
 
     Args:
         node: What they read.
-        kind: A layer of the kind that its readers have to be.
+        kind: What its readers have to be.
         layers: Layers of the graph by node.
         shapes: Their geometry.
         families: What runs them.
@@ -86,7 +93,7 @@ def wanted_halo(
     wanted = [
         shapes[user].padding
         for user in node.users
-        if families.get(user) == "rows" and layers[user].input is node and _same_kind(layers[user], kind)
+        if families.get(user) == "rows" and layers[user].input is node and _kind(layers[user]) == kind
     ]
     axes = [
         (max((halo[axis][0] for halo in wanted), default=0), max((halo[axis][1] for halo in wanted), default=0))
@@ -100,20 +107,25 @@ def plan_layouts(
     shapes: Mapping[fx.Node, ConvShape],
     choices: Mapping[fx.Node, Choice],
     patterns: Mapping[fx.Node, RowGroupPattern],
+    pools: Mapping[fx.Node, Pooling],
     threads: int,
-) -> dict[fx.Node, Placement]:
-    """Choose the layouts of every layer that a kernel computes.
+) -> tuple[dict[fx.Node, Placement], dict[fx.Node, Layout]]:
+    """Choose the layouts of every layer and every pool that a kernel computes.
 
     Args:
         layers: Layers of the graph by node, in graph order.
         shapes: Their geometry.
         choices: What runs them.
         patterns: Their row groups.
+        pools: Pooling nodes that kernels compute.
         threads: Threads of the kernels.
+
+    Returns:
+        The placement of every layer, and the layout of every output, those of pools included.
     """
     families = {node: choices[node].family for node in layers}
-    outputs: dict[fx.Node, tuple[Layout, bool]] = {}
     placements: dict[fx.Node, Placement] = {}
+    outputs = {node: _pool_layout(pool, layers, shapes, families) for node, pool in pools.items()}
     for node, layer in layers.items():
         schedule = choices[node].schedule
         if schedule is None:
@@ -125,32 +137,36 @@ def plan_layouts(
             channels = packed_lanes(patterns[node], schedule.height)
         if any(families.get(user) == family == "rows" for user in node.users):
             channels = spread_channels(channels)
-        halo = wanted_halo(node, layer, layers, shapes, families) if family == "rows" else NO_HALO
+        halo = wanted_halo(node, _kind(layer), layers, shapes, families) if family == "rows" else NO_HALO
         order: Literal["nhwc", "nchw"] = "nhwc" if family == "rows" else "nchw"
         y = Layout(order, shape.batch, channels, shape.spatial_out, halo)
-        source = _buffer_of(layer.input, layer, families, layers, family)
-        residual_source = _buffer_of(layer.residual, layer, families, layers, family) if layer.residual else None
+        buffers = {other: _kind(layers[other]) for other in layers if families[other] == family}
+        if family == "rows":
+            buffers |= dict.fromkeys(pools, _POOL_KIND)
+        source = layer.input if buffers.get(layer.input) == _kind(layer) else None
+        residual_source = layer.residual if layer.residual and buffers.get(layer.residual) == _kind(layer) else None
         plain = replace(y, channels=shape.channels_out, halo=NO_HALO)
         x, staged = _input_layout(layer, shape, family, source, outputs, layers, shapes, families)
         residual = None
         if layer.residual is not None:
-            residual = outputs[residual_source][0] if residual_source else plain
+            residual = outputs[residual_source] if residual_source else plain
         work = Workload(shape, x, y, residual, layer.activation, layer.activation_args, threads)
         placements[node] = Placement(work, private, source, staged, residual_source)
-        outputs[node] = (y, private)
-    return placements
+        outputs[node] = y
+    return placements, outputs
 
 
-def _buffer_of(
-    source: fx.Node,
-    layer: Layer,
-    families: Mapping[fx.Node, str],
+def _pool_layout(
+    pool: Pooling,
     layers: Mapping[fx.Node, Layer],
-    family: str,
-) -> fx.Node | None:
-    """Return the source if a kernel of the same family and kind of layer makes it."""
-    same = families.get(source) == family and _same_kind(layers[source], layer)
-    return source if same else None
+    shapes: Mapping[fx.Node, ConvShape],
+    families: Mapping[fx.Node, str],
+) -> Layout:
+    """Return the layout of a pool's output: with what its readers need, if they are row-lane layers."""
+    read = any(families.get(user) == "rows" for user in pool.node.users)
+    channels = spread_channels(pool.channels) if read else pool.channels
+    halo = wanted_halo(pool.node, _POOL_KIND, layers, shapes, families)
+    return Layout("nhwc", pool.batch, channels, pool.spatial_out, halo)
 
 
 def _input_layout(
@@ -158,17 +174,17 @@ def _input_layout(
     shape: ConvShape,
     family: str,
     source: fx.Node | None,
-    outputs: Mapping[fx.Node, tuple[Layout, bool]],
+    outputs: Mapping[fx.Node, Layout],
     layers: Mapping[fx.Node, Layer],
     shapes: Mapping[fx.Node, ConvShape],
     families: Mapping[fx.Node, str],
 ) -> tuple[Layout, bool]:
     """Return the layout of a layer's input and whether torch's tensor is copied into it."""
     if source is not None:
-        return outputs[source][0], False
+        return outputs[source], False
     if family == "pixels":
         return Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in), False
-    halo = wanted_halo(layer.input, layer, layers, shapes, families)
+    halo = wanted_halo(layer.input, _kind(layer), layers, shapes, families)
     return Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in, halo), halo != NO_HALO
 
 

@@ -12,6 +12,7 @@ from torch.fx.node import Argument, Target
 
 from fxprune.lowering.measure import time_calls
 from fxprune.lowering.modules import KernelModule, StageModule
+from fxprune.lowering.pool import PoolModule
 from fxprune.lowering.program import Program
 
 _RUNS = 15
@@ -36,7 +37,7 @@ class _Timer(fx.Interpreter):
             return result
         start = time.perf_counter()
         result = module(*args, **kwargs)
-        self.operators.append(time.perf_counter() - start)
+        (self.kernels if isinstance(module, PoolModule) else self.operators).append(time.perf_counter() - start)
         return result
 
     def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:

@@ -10,23 +10,23 @@ import torch
 from torch import fx, nn
 
 from fxprune.codegen.build import Library
-from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
+from fxprune.codegen.cpu.pool import PoolWorkload, build_pool_kernel
+from fxprune.codegen.kernel import BoundKernel, BoundPool, LayerKernel, make_kernel
 from fxprune.codegen.memory import Pool
 from fxprune.codegen.schedules import refit
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Layout
 from fxprune.debug import dump_text
-from fxprune.layer import Layer, find_layer
+from fxprune.layer import Layer
 from fxprune.lowering.choice import Case, Choice, constant
 from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
 from fxprune.lowering.modules import KernelModule, Port, StageModule
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
+from fxprune.lowering.pool import Pooling, PoolModule, find_pools, pool_workload
 from fxprune.lowering.recipe import write_recipe
-from fxprune.nodes import annotation_of, module_path
-
-_VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})
-"""Operators that take their input to lie in order; channels-last it does not, and reshape copies where it must."""
+from fxprune.lowering.rewrite import copy_graph, drop_constants, place_layers
+from fxprune.nodes import module_path
 
 
 class Program:
@@ -71,7 +71,7 @@ def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Lowered:
     """One kernel node while the program is assembled."""
 
@@ -79,6 +79,17 @@ class _Lowered:
     new: fx.Node
     placement: Placement
     kernel: LayerKernel
+    function: str
+
+
+@dataclass(eq=False)
+class _LoweredPool:
+    """One pooling node that a kernel runs, while the program is assembled."""
+
+    node: fx.Node
+    new: fx.Node
+    input: fx.Node
+    work: PoolWorkload
     function: str
 
 
@@ -102,36 +113,36 @@ def lower(
         target: The CPU.
         build: Makes the library.
     """
-    lowered_graph, mapped = _copy_graph(gm)
-    placements = plan_layouts(
-        {node: case.layer for node, case in cases.items()},
+    lowered_graph, mapped = copy_graph(gm)
+    layers = {node: case.layer for node, case in cases.items()}
+    found = find_pools(gm.graph, layers, choices)
+    placements, outputs = plan_layouts(
+        layers,
         {node: case.shape for node, case in cases.items()},
         choices,
         {node: case.pattern for node, case in cases.items()},
+        found,
         target.threads,
     )
     scripts: dict[str, str] = {}
     lowered = _make_kernels(cases, choices, placements, scripts, target)
+    pools = _make_pools(found, outputs, scripts, target)
     texts = {name: _named(text, name) for text, name in scripts.items()}
     library = build(texts, target) if texts else None
     for name, text in texts.items():
         dump_text(f"kernel_{name}.txt", text)
     result = fx.GraphModule(gm, lowered_graph, class_name="LoweredGraph")
-    _place_nodes(result, gm, mapped, lowered)
+    placed = place_layers(result, gm, mapped, lowered, lambda layer: _dense_module(gm, layer), pools)
+    for node, new in placed.items():
+        (lowered[node] if node in lowered else pools[node]).new = new
     stages = _insert_stages(result, lowered, cases)
-    arena, scratch = _allocate(result, lowered)
+    arena, scratch = _allocate(result, lowered, pools)
     _bind_kernels(result, lowered, cases, stages, arena, scratch, library)
-    _drop_constants(result)
+    _bind_pools(result, pools, arena, library)
+    drop_constants(result)
     result.recompile()
     sizes = {module_path(item.node): item.kernel.packed.size_bytes for item in lowered.values()}
     return Program(result, sizes, arena[""], library, write_recipe(choices, target, texts))
-
-
-def _copy_graph(gm: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    graph, mapped = fx.Graph(), dict[fx.Node, fx.Node]()
-    output = graph.graph_copy(gm.graph, mapped)
-    graph.output(output)
-    return graph, mapped
 
 
 _ANY_NAME = "kernel_function"
@@ -160,7 +171,7 @@ def _make_kernels(
             case.weight,
             case.pattern,
             case.bias,
-            input_map=None if source is None else lowered[source].kernel.channel_map,
+            input_map=lowered[source].kernel.channel_map if source in lowered else None,
             group_order=placement.group_order,
         )
         name = scripts.setdefault(kernel.script(_ANY_NAME), f"layer_{len(scripts)}")
@@ -168,62 +179,22 @@ def _make_kernels(
     return lowered
 
 
-def _place_nodes(
-    result: fx.GraphModule,
-    gm: fx.GraphModule,
-    mapped: Mapping[fx.Node, fx.Node],
-    lowered: Mapping[fx.Node, _Lowered],
-) -> None:
-    """Put a module call in the place of every layer: an empty one for kernels, the dense layer for the others."""
-    for number, node in enumerate(gm.graph.nodes):
-        if node.target is torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
-            _use_mean(result, mapped[node])
-        if node.target in _VIEWS:
-            mapped[node].target = torch.ops.aten.reshape.default
-        layer = find_layer(node)
-        if layer is None or layer.kind == "conv_transpose" or annotation_of(node) is None:
-            continue
-        name = f"kernel_{number}" if node in lowered else f"dense_{number}"
-        result.add_submodule(name, nn.Module() if node in lowered else _dense_module(gm, layer))
-        new = _replace(result, mapped[node], layer, mapped, name)
-        if node in lowered:
-            lowered[node].new = new
-
-
-def _use_mean(result: fx.GraphModule, pool: fx.Node) -> None:
-    """Take the mean of the image in the place of a pool to one pixel: ten times faster channels-last on torch 2.15."""
-    with result.graph.inserting_before(pool):
-        mean = result.graph.call_function(torch.ops.aten.mean.dim, (_current(pool.args[0]), [-1, -2], True))  # type: ignore[arg-type]
-    mean.meta = dict(pool.meta)
-    pool.replace_all_uses_with(mean)
-    pool.meta["replacement"] = mean
-    result.graph.erase_node(pool)
+def _make_pools(
+    found: Mapping[fx.Node, Pooling], outputs: Mapping[fx.Node, Layout], scripts: dict[str, str], target: CpuTarget
+) -> dict[fx.Node, _LoweredPool]:
+    """Write the kernel of every pooling node; equal texts share one function."""
+    pools: dict[fx.Node, _LoweredPool] = {}
+    for node, pool in found.items():
+        work = pool_workload(pool, outputs, target.lanes, target.threads)
+        name = scripts.setdefault(build_pool_kernel(_ANY_NAME, work), f"pool_{len(scripts)}")
+        pools[node] = _LoweredPool(node, node, pool.input, work, name)
+    return pools
 
 
 def _dense_module(gm: fx.GraphModule, layer: Layer) -> nn.Module:
     weight = constant(gm, layer.weight)
     assert weight is not None
     return build_dense(layer, weight, constant(gm, layer.bias))
-
-
-def _replace(
-    result: fx.GraphModule, old: fx.Node, layer: Layer, mapped: Mapping[fx.Node, fx.Node], name: str
-) -> fx.Node:
-    arguments = [mapped[layer.input]] if layer.residual is None else [mapped[layer.input], mapped[layer.residual]]
-    current = [_current(argument) for argument in arguments]
-    with result.graph.inserting_before(old):
-        new = result.graph.call_module(name, tuple(current))
-    new.meta = dict(old.meta)
-    old.replace_all_uses_with(new)
-    old.meta["replacement"] = new
-    result.graph.erase_node(old)
-    return new
-
-
-def _current(node: fx.Node) -> fx.Node:
-    """Return the node that stands for a copied node now."""
-    replacement = node.meta.get("replacement")
-    return replacement if isinstance(replacement, fx.Node) and replacement is not node else node
 
 
 def _insert_stages(
@@ -252,19 +223,22 @@ def _insert_stages(
 
 
 def _allocate(
-    result: fx.GraphModule, lowered: Mapping[fx.Node, _Lowered]
+    result: fx.GraphModule, lowered: Mapping[fx.Node, _Lowered], pools: Mapping[fx.Node, _LoweredPool]
 ) -> tuple[dict[fx.Node | str, torch.Tensor], torch.Tensor]:
     """Place every kernel's output in one arena; key "" is the arena itself."""
     index = {node: position for position, node in enumerate(result.graph.nodes)}
     last = last_uses(result.graph)
-    items = list(lowered.values())
-    intervals = [Interval(item.placement.work.y.numel, index[item.new], last[item.new]) for item in items]
+    layouts = {item: item.placement.work.y for item in lowered.values()} | {
+        item: item.work.y for item in pools.values()
+    }
+    intervals = [Interval(y.numel, index[item.new], last[item.new]) for item, y in layouts.items()]
     places, size = plan_memory(intervals)
     whole = Pool(size).cells
     arena: dict[fx.Node | str, torch.Tensor] = {"": whole}
-    for item, place in zip(items, places, strict=True):
-        arena[item.node] = whole[place : place + item.placement.work.y.numel]
-    scratch = torch.zeros(max((item.kernel.scratch_cells for item in items), default=0), dtype=torch.float32)
+    for (item, y), place in zip(layouts.items(), places, strict=True):
+        arena[item.node] = whole[place : place + y.numel]
+    cells = max((item.kernel.scratch_cells for item in lowered.values()), default=0)
+    scratch = torch.zeros(cells, dtype=torch.float32)
     return arena, scratch
 
 
@@ -295,15 +269,17 @@ def _bind_kernels(
         result.set_submodule(str(item.new.target), module)
 
 
-def _drop_constants(result: fx.GraphModule) -> None:
-    """Remove what no node reads any more."""
-    for node in reversed(list(result.graph.nodes)):
-        if node.op == "get_attr" and not node.users:
-            result.graph.erase_node(node)
-    result.delete_all_unused_submodules()
-    read = {str(node.target) for node in result.graph.nodes if node.op == "get_attr"}
-    for name, _ in [*result.named_buffers(), *result.named_parameters()]:
-        if name in read or name.split(".")[0].startswith(("stage_", "kernel_", "dense_")):
-            continue
-        *path, leaf = name.split(".")
-        delattr(result.get_submodule(".".join(path)), leaf)
+def _bind_pools(
+    result: fx.GraphModule,
+    pools: Mapping[fx.Node, _LoweredPool],
+    arena: Mapping[fx.Node | str, torch.Tensor],
+    library: Library | None,
+) -> None:
+    for node, item in pools.items():
+        assert library is not None
+        shape = tuple(node.meta["val"].shape)
+        output = buffer_view(arena[node], item.work.y, 2, (*shape, 1, 1)[:4]).reshape(shape)
+        x = arena.get(item.input)
+        bound = BoundPool(library[item.function], x, arena[node])
+        module = PoolModule(bound, output, Port(item.work.x, "conv", 2) if x is None else None)
+        result.set_submodule(str(item.new.target), module)

@@ -78,8 +78,9 @@ def select(cases: Mapping[fx.Node, Case], target: CpuTarget, *, measure: bool) -
     shapes = {node: case.shape for node, case in cases.items()}
     unique: dict[Hashable, Trial] = {}
     for node, case in cases.items():
-        x_halo = wanted_halo(case.layer.input, case.layer, layers, shapes, hoped)
-        y_halo = wanted_halo(node, case.layer, layers, shapes, hoped)
+        kind = case.layer.kind, case.layer.dims
+        x_halo = wanted_halo(case.layer.input, kind, layers, shapes, hoped)
+        y_halo = wanted_halo(node, kind, layers, shapes, hoped)
         trial = Trial(case, is_private(node, layers, hoped), x_halo, y_halo)
         keys[node] = _key(trial)
         unique.setdefault(keys[node], trial)

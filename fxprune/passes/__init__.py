@@ -51,4 +51,5 @@ def default_pipeline(efficiency: tuple[tuple[int, float], ...], structure: str =
     }
     if not efficiency:
         return (FoldBatchNorm(), *changing[structure], EliminateChannels())
-    return (FoldBatchNorm(), *changing[structure], GroupRows(efficiency=efficiency), FuseEpilogue())
+    cut = EliminateChannels(adds="align")
+    return (FoldBatchNorm(), *changing[structure], cut, GroupRows(efficiency=efficiency), FuseEpilogue())

@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks.zoo import __main__ as command
 from benchmarks.zoo import cell
+from benchmarks.zoo.bench import Bench
 from benchmarks.zoo.cell import Key, Outcome, as_json, run_cell
 from benchmarks.zoo.kinds import KINDS, NotApplicableError, apply_masks, draw_masks
 from benchmarks.zoo.models import TIER_A, TIER_B, Problem, build_problem, find_shapes
@@ -103,19 +104,37 @@ def test_signal_survives_the_masks() -> None:
 
 
 def test_cell_is_exact_and_shrinks() -> None:
-    outcome = run_cell(KEY)
+    outcome = run_cell(KEY, Bench())
     assert outcome.state == "exact", outcome.reason
     assert outcome.settled
     assert 0 < outcome.macs_after < 0.5 * outcome.macs_before
 
 
+@pytest.mark.parametrize("name", ["yolo_c2f", "llama"])
+def test_cells_that_share_a_graph_come_out_as_alone(name: str) -> None:
+    shared, shape = Bench(), find_shapes(name)[0]
+    keys = [Key(name, kind, shape, batch) for kind in ("filters50", "gamma") for batch in (1, 3)]
+    for key in keys:
+        together, alone = run_cell(key, shared), run_cell(key, Bench())
+        assert together.state == "exact"
+        assert (together.macs_after, together.refusals) == (alone.macs_after, alone.refusals)
+
+
+def test_constants_that_hold_masked_weights_are_captured_anew() -> None:
+    bench = Bench()
+    for kind in ("filters50", "unstructured95"):
+        problem, masks = bench.set_up("swin_v2_t", kind, (3, 64, 64), 1)
+        bench.capture("swin_v2_t", problem, masks)
+    assert not bench._graphs
+
+
 def test_wrong_output_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell, "GATE", 0.0)
-    assert run_cell(KEY).state == "wrong"
+    assert run_cell(KEY, Bench()).state == "wrong"
 
 
 def test_crash_of_a_cell_is_its_outcome() -> None:
-    outcome = run_cell(Key("yolo_c2f", "filters50", (3, 1), 1))
+    outcome = run_cell(Key("yolo_c2f", "filters50", (3, 1), 1), Bench())
     assert outcome.state == "failed"
     assert outcome.reason
 

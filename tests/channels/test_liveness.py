@@ -198,11 +198,8 @@ def draw_filters(model: nn.Module, share: float) -> dict[str, torch.Tensor]:
     return masks
 
 
-GATED = pytest.mark.xfail(reason="constants that a varying gate multiplies stay in their tensor: the product ties both")
-
-
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=GATED) if name == "gate" else name for name in CASES])
+@pytest.mark.parametrize("name", list(CASES))
 def test_pass_reaches_what_the_rules_allow(name: str, share: float) -> None:
     case = CASES[name]
     model, x = double(Function(case.forward, **case.layers())), image(*SHAPE)

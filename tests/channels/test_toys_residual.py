@@ -20,6 +20,10 @@ def branches(width: int = 8) -> dict[str, nn.Module]:
     return {"a": conv(3, width), "b": conv(3, width), "c": conv(width, 4)}
 
 
+def gated() -> dict[str, nn.Module]:
+    return {"a": conv(3, 8), "e": conv(8, 4), "f": conv(4, 8), "b": conv(8, 2)}
+
+
 TOYS: dict[str, Toy] = {
     "01 add, sets apart": Toy(
         lambda m, x: m.c(m.a(x) + m.b(x)),
@@ -131,6 +135,51 @@ TOYS: dict[str, Toy] = {
         rows={"f": list(range(8))},
         kept={"e": None, "f": None},
     ),
+    "44 constants behind a gate": Toy(
+        lambda m, x: excite(m, m.a(x).sigmoid()),
+        gated,
+        rows={"a": [0, 1], "e": [1]},
+        kept={"a": (6, 3), "e": (3, 6), "f": (8, 3), "b": (2, 8)},
+    ),
+    "44 constants behind a gate, some of the gate known": Toy(
+        lambda m, x: excite(m, m.a(x).sigmoid()),
+        gated,
+        rows={"a": [0, 1], "f": [1, 2]},
+        kept={"a": (6, 3), "f": (6, 4), "b": (2, 7)},
+    ),
+    "44 all channels behind a gate are known": Toy(
+        lambda m, x: m.b(m.a(x).sigmoid() * m.g(x.mean((2, 3), keepdim=True)).sigmoid()),
+        lambda: {"a": conv(3, 8), "g": conv(3, 8), "b": conv(8, 2)},
+        rows={"a": list(range(8))},
+        kept={"a": None, "b": (2, 8)},
+    ),
+    "44 constants behind a gate, aligned": Toy(
+        lambda m, x: excite(m, m.a(x).sigmoid()),
+        gated,
+        rows={"a": [0, 1], "e": [1]},
+        kept={"a": (8, 3), "e": (3, 8), "b": (2, 8)},
+        refusal="2 of 8 channels are dead and stay: their constants meet varying values in mul",
+        options=EliminateChannels(adds="align"),
+    ),
+    "44 constants behind a gate over two axes": Toy(
+        lambda m, x: m.b((m.a(x).sigmoid().view(2, 2, 4, 7, 6) * x.mean((1, 2, 3)).view(2, 1, 1, 1, 1)).flatten(1, 2)),
+        lambda: {"a": conv(3, 8), "b": conv(8, 2)},
+        rows={"a": [0, 1]},
+        kept={"a": (8, 3), "b": (2, 8)},
+        refusal="2 of 8 channels are dead and stay: their constants meet varying values in mul",
+    ),
+    "44 constants that differ over space behind a gate": Toy(
+        lambda m, x: excite(m, m.d(m.a(x).sigmoid()).sigmoid()),
+        lambda: {**gated(), "d": conv(8, 8, 3, padding=1, groups=8)},
+        rows={"a": [0, 1], "d": [2]},
+        kept={"a": (5, 3), "d": (5, 1), "e": (4, 5), "b": (2, 8)},
+    ),
+    "44 product of two branches": Toy(
+        lambda m, x: m.c(m.a(x) * m.b(x).sigmoid()),
+        branches,
+        rows={"a": [0, 1, 2], "b": [2, 3]},
+        kept={"a": (5, 3), "b": (6, 3), "c": (4, 7)},
+    ),
     "45 glu": Toy(
         lambda m, x: m.b(F.glu(m.a(x), 1)),
         lambda: {"a": conv(3, 8), "b": conv(4, 2)},
@@ -144,6 +193,12 @@ TOYS: dict[str, Toy] = {
     ),
 }
 """Number in channels.md, section 15, with a name; and the toy."""
+
+
+def excite(m: nn.Module, y: torch.Tensor) -> torch.Tensor:
+    """Squeeze, excite, project."""
+    squeezed = m.get_submodule("e")(y.mean((2, 3), keepdim=True)).relu()
+    return torch.as_tensor(m.get_submodule("b")(y * m.get_submodule("f")(squeezed).sigmoid()))
 
 
 def res2net(m: nn.Module, x: torch.Tensor) -> object:
@@ -170,4 +225,20 @@ def test_constants_lost_on_a_residual_branch_are_wrong() -> None:
     with torch.no_grad():
         expected = model(x)
         model.get_parameter("a.bias")[:3] = 0
+        assert error_of(model(x), expected) > WRONG
+
+
+def test_constants_forgotten_behind_a_gate_are_wrong() -> None:
+    toy = TOYS["44 constants behind a gate"]
+    model, (x,) = toy.build(), toy.inputs()
+    *_, error = eliminate(model, toy.masks(model), (x,))
+    assert error <= GATE
+
+    def forget(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Take the two dead channels of the product for 0."""
+        return (inputs[0].index_fill(1, torch.tensor([0, 1]), 0),)
+
+    with torch.no_grad():
+        expected = model(x)
+        model.get_submodule("b").register_forward_pre_hook(forget)
         assert error_of(model(x), expected) > WRONG

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxprune.channels.facts import Cells, Facts, Join, Kind
+from fxprune.channels.facts import Cells, Completion, Facts, Join, Kind
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule, constant_of, is_activation, is_constant
 from fxprune.channels.rules.operands import Operand, find_operands
@@ -133,7 +133,7 @@ def _compute_map(
 
 
 def _tie_operands(node: fx.Node, facts: Facts, active: Sequence[Operand], cells: Cells) -> None:
-    """Tie operands of the result's grid to the result; those of an addition may hold fewer channels instead."""
+    """Tie operands of the result's grid to the result; they may hold fewer channels in an addition or where known."""
     alike = [operand.ids for operand in active if operand.ids is not None and operand.ids.shape == cells.grid]
     size = int(np.prod(cells.shape))
     large = [
@@ -148,4 +148,7 @@ def _tie_operands(node: fx.Node, facts: Facts, active: Sequence[Operand], cells:
         facts.joins.append(Join(node, cells.ids.reshape(-1), tuple(ids.reshape(-1) for ids in large)))
         return
     for ids in large:
-        facts.tie(cells.ids, ids)
+        loose = facts.varies(cells.ids) & ~facts.varies(ids)
+        facts.tie(cells.ids[~loose], ids[~loose])
+        if bool(loose.any()):
+            facts.completions.append(Completion(node, cells.ids[loose], ids[loose]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,6 +41,7 @@ def rewrite_pointwise(node: fx.Node, operands: Sequence[Operand], rewriter: Rewr
     if adds and base is not None and _add_into(node, base, operands, rewriter, wanted):
         return
     grid = rewriter.facts.of(node).grid
+    wanted = _put_known_last(operands, rewriter, grid, wanted)
     sources = _bring_together(operands, rewriter, grid, wanted)
     if sources is None:
         wanted = all_cells(grid)
@@ -60,6 +62,23 @@ def _choose_base(node: fx.Node, operands: Sequence[Operand], rewriter: Rewriter)
         if held is not None and rewriter.suffices(node, held):
             found.append((held.size, index, operand))
     return min(found)[2] if found else None
+
+
+def _put_known_last(operands: Sequence[Operand], rewriter: Rewriter, grid: Shape, wanted: IntArray) -> IntArray:
+    """Return the result's arrangement in an order that only appends constants to the largest operand that lacks some.
+
+    Then that operand is not reordered; smaller ones are, as the gate of a squeeze-and-excitation block is.
+    """
+    lacking: list[tuple[int, int, IntArray]] = []
+    line = wanted.reshape(-1)
+    for index, operand in enumerate(operands):
+        held = None if operand.ids is None or operand.ids.shape != grid else rewriter.held(operand.node)
+        if held is not None and not bool(np.isin(line, held).all()):
+            lacking.append((math.prod(operand.shape), -index, held.reshape(-1)))
+    if not lacking or wanted.size != max(wanted.shape):
+        return wanted
+    *_, held = max(lacking, key=lambda item: item[:2])
+    return np.concatenate([held[np.isin(held, line)], line[~np.isin(line, held)]]).reshape(wanted.shape)
 
 
 def _bring_together(

@@ -23,7 +23,7 @@ import numpy as np
 
 from fxprune.annotation import IndexArray
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
-from fxprune.codegen.cpu.text import Script
+from fxprune.codegen.script import Script
 from fxprune.codegen.workload import Workload
 from fxprune.errors import CodegenError
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
-from fxprune.codegen.cpu.text import Script
+from fxprune.codegen.cpu.halo import zero_halo
+from fxprune.codegen.script import Script
 from fxprune.codegen.workload import NO_HALO, Layout, Triple, Workload
 from fxprune.errors import CodegenError
 
@@ -180,38 +181,12 @@ class _RowsWriter:
         if work.residual:
             buffers["RES"] = (work.residual.numel, "float32")
         with self.script.function(self.name, buffers), self.script.block(f"for t in T.parallel({threads})"):
-            self._zero_halo()
+            zero_halo(self.script, work.y, threads)
             if self.schedule.split == "blocks":
                 self._split_blocks()
             else:
                 self._split_pixels()
         return self.script.text
-
-    def _zero_halo(self) -> None:
-        """Write zeros around every image of the output; a thread takes every threads-th image line."""
-        y = self.work.y
-        if y.halo == NO_HALO:
-            return
-        (_, depth, height), (n_step, _, d_step, h_step, w_step) = (0, *y.padded[:2]), y.strides
-        (d0, _), (h0, _), (w0, w1) = y.halo
-        lines = y.batch * depth * height
-        per_thread = -(-lines // self.work.threads)
-        line_cells, before, after = y.padded[2] * w_step, w0 * w_step, w1 * w_step
-        d, h = f"({{line}} // {height} % {depth})", f"({{line}} % {height})"
-        with self.script.loops(f"for s in T.serial({per_thread})", f"if s * {self.work.threads} + t < {lines}"):
-            line = f"(s * {self.work.threads} + t)"
-            depth_index, height_index = d.format(line=line), h.format(line=line)
-            base = f"{line} // {height * depth} * {n_step} + {depth_index} * {d_step} + {height_index} * {h_step}"
-            inside = (
-                f"{depth_index} >= {d0} and {depth_index} < {d0 + y.spatial[0]} and "
-                f"{height_index} >= {h0} and {height_index} < {h0 + y.spatial[1]}"
-            )
-            ends = [(start, cells) for start, cells in ((0, before), (line_cells - after, after)) if cells]
-            for start, cells in ends:
-                with self.script.loops(f"if {inside}", f"for v in T.serial({cells})"):
-                    self.script.add(f"Y[{base} + {start} + v] = T.float32(0.0)")
-            with self.script.loops(f"if not ({inside})", f"for v in T.serial({line_cells})"):
-                self.script.add(f"Y[{base} + v] = T.float32(0.0)")
 
     def _split_blocks(self) -> None:
         tiles, blocks = self.tiles, self.problem.blocks

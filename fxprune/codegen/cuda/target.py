@@ -1,0 +1,100 @@
+"""Which GPU the code will run on: its architecture, and the figures that predictions are made with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fxprune.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class CudaTarget:
+    """A GPU to compile for.
+
+    Attributes:
+        arch: nvcc's name of its architecture, e.g. "sm_90a".
+        device: The GPU whose figures these are.
+        multiprocessors: Their number.
+        lanes: float32 multiply-adds of a multiprocessor in a clock cycle.
+        clock_ghz: Boost clock.
+        memory_gbps: Gigabytes a second of its memory.
+    """
+
+    arch: str
+    device: str
+    multiprocessors: int
+    lanes: int
+    clock_ghz: float
+    memory_gbps: float
+
+    @property
+    def peak_gflops(self) -> float:
+        """float32 GFLOP/s of the multiply-adders; no tensor cores."""
+        return 2 * self.multiprocessors * self.lanes * self.clock_ghz
+
+    @property
+    def ridge(self) -> float:
+        """FLOP a byte of memory traffic below which a layer is bound by memory."""
+        return self.peak_gflops / self.memory_gbps
+
+    @property
+    def efficiency(self) -> tuple[tuple[int, float], ...]:
+        """Pairs (height of a row group, useful rate of the best kernel over the dense rate); estimated."""
+        return EFFICIENCY
+
+    @property
+    def description(self) -> str:
+        """The target for the report."""
+        return f'{{"arch": "{self.arch}", "kind": "cuda"}}'
+
+
+EFFICIENCY = ((1, 0.04), (2, 0.08), (4, 0.16), (8, 0.32), (16, 0.6), (32, 0.95), (64, 1.0))
+"""Estimated, not measured: a tile has 8 rows at least, and below 32 rows every activation is used too seldom."""
+
+_DEVICES = (
+    CudaTarget("sm_80", "A100", 108, 64, 1.41, 1555),
+    CudaTarget("sm_86", "RTX 3090", 82, 128, 1.70, 936),
+    CudaTarget("sm_89", "RTX 4090", 128, 128, 2.52, 1008),
+    CudaTarget("sm_90a", "H200", 132, 128, 1.98, 4800),
+)
+"""NVIDIA's data sheets; one GPU stands for all of its architecture."""
+
+ARCHITECTURES = tuple(device.arch for device in _DEVICES)
+"""What kernels are compiled for."""
+
+_KEYS = ("kind", "arch")
+
+
+def read_cuda_target(wanted: Mapping[str, object]) -> CudaTarget:
+    """Read a target of kind cuda.
+
+    Args:
+        wanted: {"kind": "cuda", "arch": ...}.
+
+    Raises:
+        UnsupportedError: The architecture is missing or not supported, or there is another key.
+    """
+    unknown = sorted(str(key) for key in wanted if key not in _KEYS)
+    if unknown:
+        raise UnsupportedError(f"target={dict(wanted)!r} has {unknown}; a target of kind 'cuda' has an 'arch' only.")
+    found = [device for device in _DEVICES if device.arch == wanted.get("arch")]
+    if not found:
+        raise UnsupportedError(
+            f"target={dict(wanted)!r} names the architecture {wanted.get('arch')!r}; kernels are compiled for "
+            f"{', '.join(ARCHITECTURES)}, e.g. target={{'kind': 'cuda', 'arch': 'sm_90a'}} for an H100 or H200."
+        )
+    return found[0]
+
+
+def find_arch(capability: tuple[int, int]) -> str:
+    """Return the architecture of a GPU by its compute capability.
+
+    Raises:
+        UnsupportedError: Kernels are not compiled for it.
+    """
+    name = f"sm_{capability[0]}{capability[1]}"
+    for arch in ARCHITECTURES:
+        if arch.removesuffix("a") == name:
+            return arch
+    raise UnsupportedError(f"This GPU is an {name}; kernels are compiled for {', '.join(ARCHITECTURES)}.")

@@ -1,0 +1,106 @@
+"""A captured graph made ready to run: views that copy where they must, and one module call a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+from torch import fx, nn
+
+from fxprune.layer import Layer, find_layer
+from fxprune.nodes import annotation_of
+
+_VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})
+"""Operators that take their input to lie in order; channels-last it does not, and reshape copies where it must."""
+
+
+def copy_graph(gm: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """Return a copy of a graph, and the copy of every node."""
+    graph, mapped = fx.Graph(), dict[fx.Node, fx.Node]()
+    output = graph.graph_copy(gm.graph, mapped)
+    graph.output(output)
+    return graph, mapped
+
+
+def place_layers(
+    result: fx.GraphModule,
+    gm: fx.GraphModule,
+    mapped: Mapping[fx.Node, fx.Node],
+    kernels: Collection[fx.Node],
+    make_dense: Callable[[Layer], nn.Module],
+    pools: Collection[fx.Node] = (),
+) -> dict[fx.Node, fx.Node]:
+    """Put a module call in the place of every layer: an empty one for kernels, the dense layer for the others.
+
+    Args:
+        result: The copy, changed in place.
+        gm: The captured graph.
+        mapped: The copy of every node.
+        kernels: Layers that kernels run.
+        make_dense: Makes the module of a dense layer.
+        pools: Pooling nodes that kernels run.
+
+    Returns:
+        The module call of every node that a kernel runs.
+    """
+    placed: dict[fx.Node, fx.Node] = {}
+    for number, node in enumerate(gm.graph.nodes):
+        if node in pools:
+            result.add_submodule(f"pool_{number}", nn.Module())
+            placed[node] = _replace(result, mapped[node], [mapped[node.args[0]]], f"pool_{number}")
+        elif node.target is torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
+            _use_mean(result, mapped[node])
+        if node.target in _VIEWS:
+            mapped[node].target = torch.ops.aten.reshape.default
+        layer = find_layer(node)
+        if layer is None or layer.kind == "conv_transpose" or annotation_of(node) is None:
+            continue
+        name = f"kernel_{number}" if node in kernels else f"dense_{number}"
+        result.add_submodule(name, nn.Module() if node in kernels else make_dense(layer))
+        read = [layer.input] if layer.residual is None else [layer.input, layer.residual]
+        new = _replace(result, mapped[node], [mapped[argument] for argument in read], name)
+        if node in kernels:
+            placed[node] = new
+    return placed
+
+
+def _use_mean(result: fx.GraphModule, pool: fx.Node) -> None:
+    """Take the mean of the image in the place of a pool to one pixel: ten times faster channels-last on torch 2.15."""
+    with result.graph.inserting_before(pool):
+        mean = result.graph.call_function(torch.ops.aten.mean.dim, (_current(pool.args[0]), [-1, -2], True))  # type: ignore[arg-type]
+    mean.meta = dict(pool.meta)
+    pool.replace_all_uses_with(mean)
+    pool.meta["replacement"] = mean
+    result.graph.erase_node(pool)
+
+
+def _replace(result: fx.GraphModule, old: fx.Node, arguments: Sequence[fx.Node], name: str) -> fx.Node:
+    """Put a module call in the place of a node."""
+    current = [_current(argument) for argument in arguments]
+    with result.graph.inserting_before(old):
+        new = result.graph.call_module(name, tuple(current))
+    new.meta = dict(old.meta)
+    old.replace_all_uses_with(new)
+    old.meta["replacement"] = new
+    result.graph.erase_node(old)
+    return new
+
+
+def _current(node: fx.Node) -> fx.Node:
+    """Return the node that stands for a copied node now."""
+    replacement = node.meta.get("replacement")
+    return replacement if isinstance(replacement, fx.Node) and replacement is not node else node
+
+
+def drop_constants(result: fx.GraphModule) -> None:
+    """Remove what no node reads any more."""
+    for node in reversed(list(result.graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            result.graph.erase_node(node)
+    result.delete_all_unused_submodules()
+    read = {str(node.target) for node in result.graph.nodes if node.op == "get_attr"}
+    for name, _ in [*result.named_buffers(), *result.named_parameters()]:
+        if name in read or name.split(".")[0].startswith(("stage_", "kernel_", "dense_")):
+            continue
+        *path, leaf = name.split(".")
+        delattr(result.get_submodule(".".join(path)), leaf)

@@ -1,0 +1,1 @@
+"""Tests of the CUDA kernels; none of them needs a GPU."""

@@ -1,0 +1,159 @@
+"""CUDA that TVM writes and nvcc compiles: every architecture, every default tile, and what the kernels take."""
+
+from __future__ import annotations
+
+import re
+import stat
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fxprune.codegen.cuda.build import CudaLibrary, build_library, write_sources
+from fxprune.codegen.cuda.columns import ColumnsSchedule
+from fxprune.codegen.cuda.nvcc import compile_cuda, find_nvcc, read_resources
+from fxprune.codegen.cuda.schedules import TILES
+from fxprune.codegen.cuda.target import ARCHITECTURES
+from fxprune.errors import CodegenError
+from tests.codegen.cuda.suite import SMALL, cuda_case, make
+from tests.codegen.suite import conv, draw_pattern, draw_tensors, halo
+
+needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="needs nvcc, of the CUDA toolkit; no GPU")
+
+_MOST_REGISTERS = 128
+"""Registers of a thread with which four thread blocks of 128 threads fit a multiprocessor."""
+
+_ELF = b"\x7fELF"
+
+
+def _script(name: str, schedule: ColumnsSchedule, batch: int, activation: str = "relu") -> str:
+    shape = conv(16, 64, (14, 14), 3, padding=1, batch=batch)
+    around = halo((1, 1), (1, 1))
+    case = cuda_case(shape, schedule, draw_pattern(shape, (32,)), residual=True, activation=activation, y_halo=around)
+    return make(case, draw_tensors(case.layer, name)).script(name)
+
+
+@pytest.fixture(scope="module")
+def library() -> CudaLibrary:
+    scripts = {
+        f"{number}_batch_{batch}": _script(f"t{number}_batch_{batch}", schedule, batch)
+        for number, schedule in enumerate(TILES)
+        for batch in (1, 4)
+    }
+    return build_library({f"t{name}": text for name, text in scripts.items()}, "sm_90a")
+
+
+@needs_nvcc
+@pytest.mark.parametrize("number", range(len(TILES)))
+def test_default_tiles_spill_no_register(library: CudaLibrary, number: int) -> None:
+    for batch in (1, 4):
+        found = library.functions[f"t{number}_batch_{batch}"].resources
+        assert (found.spill_bytes, found.stack_bytes) == (0, 0)
+        assert 0 < found.registers <= _MOST_REGISTERS
+        assert found.shared_bytes == TILES[number].shared_bytes
+
+
+@needs_nvcc
+def test_a_library_is_machine_code_for_its_architecture(library: CudaLibrary) -> None:
+    assert all(part.cubin.startswith(_ELF) and part.arch == "sm_90a" for part in library.parts)
+    assert all(part.resources for part in library.parts)
+    for name, function in library.functions.items():
+        assert function.symbol.encode() in library.parts[function.part].cubin
+        assert function.symbol == f"{name}_kernel"
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_compiles_every_epilogue(arch: str) -> None:
+    names = ("silu", "hardswish", "gelu", "gelu_tanh", "sigmoid", "relu")
+    library = build_library({name: _script(name, TILES[0], 2, name) for name in names}, arch)
+    assert {function.resources.spill_bytes for function in library.functions.values()} == {0}
+    assert {part.arch for part in library.parts} == {arch}
+
+
+def test_arguments_are_named_in_the_order_of_the_kernel() -> None:
+    (source,) = write_sources([{"one": _script("one", SMALL, 2)}], "sm_80")
+    signature = re.search(r"one_kernel\((.*?)\)", source.text)
+    assert signature is not None
+    found = [argument.split()[-1] for argument in signature[1].split(",")]
+    assert found == [f"{name}_ptr" for name in source.parameters["one"]]
+    assert set(source.parameters["one"]) == {
+        "X", "W", "OFF", "BEGIN", "STEPS", "BASE", "ROWS", "BIAS", "Y", "RES"
+    }  # fmt: skip
+
+
+def test_copies_are_asynchronous_and_as_wide_as_the_batch_allows() -> None:
+    texts = [_script("k", SMALL, batch) for batch in (1, 2, 4)]
+    sources = [write_sources([{"k": text}], "sm_80")[0].text for text in texts]
+    for source, size in zip(sources, (4, 8, 16), strict=True):
+        assert f"shared.global [%0], [%1], {size};" in source
+    assert sources[2].count("__syncthreads") == 1
+    assert sources[2].count("fxprune_wait0();") == 1
+
+
+def test_masks_do_not_change_the_text() -> None:
+    """Layers of one shape share a kernel whatever their masks are."""
+    shape = conv(16, 64, (14, 14), 3, padding=1)
+    cases = [
+        cuda_case(shape, SMALL, draw_pattern(shape, (height,), density)) for height, density in ((32, 0.2), (5, 0.6))
+    ]
+    first, second = (make(case, draw_tensors(case.layer, "k")).script("k") for case in cases)
+    assert first == second
+    assert (
+        make(cases[0], draw_tensors(cases[0].layer, "k")).grid != make(cases[1], draw_tensors(cases[1].layer, "k")).grid
+    )
+
+
+def test_what_tvm_refuses_is_named() -> None:
+    with pytest.raises(CodegenError, match="TVM could not write CUDA of broken for sm_80"):
+        build_library({"broken": "this is no script"}, "sm_80")
+
+
+@needs_nvcc
+def test_what_nvcc_refuses_is_shown() -> None:
+    with pytest.raises(CodegenError, match="ended with code"):
+        compile_cuda("not C++", "sm_80")
+    with pytest.raises(CodegenError, match="Is sm_12 one that this CUDA toolkit compiles for"):
+        compile_cuda("", "sm_12")
+
+
+def test_without_nvcc_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.codegen.cuda.nvcc.find_nvcc", lambda: None)
+    with pytest.raises(CodegenError, match=r"No nvcc was found .* Install the CUDA toolkit"):
+        compile_cuda("", "sm_80")
+
+
+def test_nvcc_is_looked_for_where_cuda_home_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text(f"#!{sys.executable}\n")
+    nvcc.chmod(nvcc.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert find_nvcc() == str(nvcc)
+
+
+_REPORT = """ptxas info    : Compiling entry function 'f_kernel' for 'sm_90a'
+ptxas info    : Function properties for f_kernel
+    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 5120 bytes smem
+"""
+
+
+def test_spills_are_read_from_the_report() -> None:
+    (found,) = read_resources(_REPORT).values()
+    assert (found.registers, found.shared_bytes, found.spill_bytes, found.stack_bytes) == (40, 5120, 28, 8)
+
+
+def test_a_report_that_cannot_be_read_is_an_error() -> None:
+    with pytest.raises(CodegenError, match="neither registers nor spills"):
+        read_resources(_REPORT.replace("spill", "lost"))
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_a_tile_too_large_for_the_registers_is_seen_to_spill() -> None:
+    schedule = replace(SMALL, rows=128, pixels=256, thread=(32, 32), depth=8)
+    (function,) = build_library({"huge": _script("huge", schedule, 4)}, "sm_80").functions.values()
+    assert function.resources.spill_bytes > 0

@@ -1,0 +1,108 @@
+"""The pooling kernel against torch: windows, padding, halos, channel counts, NaN."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fxprune.codegen.build import Library
+from fxprune.codegen.cpu.pool import PoolWorkload, build_pool_kernel
+from fxprune.codegen.kernel import BoundPool
+from fxprune.codegen.target import parse_target
+from fxprune.codegen.workload import NO_HALO, Layout
+from tests.codegen.suite import guards_are_intact, halo, place, poisoned, view
+
+
+def _max(
+    batch: int,
+    channels: int,
+    image: tuple[int, int],
+    window: int,
+    stride: int,
+    padding: int,
+    *,
+    ceil: bool = False,
+    spare: int = 0,
+) -> PoolWorkload:
+    """Return a max pool between buffers with halos and `spare` channels of padding."""
+    like = F.max_pool2d(torch.empty(1, 1, *image), window, stride, padding, ceil_mode=ceil)
+    x = Layout("nhwc", batch, channels + spare, (1, *image), halo((1, 2), (0, 1)))
+    y = Layout("nhwc", batch, channels + spare, (1, like.shape[2], like.shape[3]), halo((1, 1), (2, 1)))
+    return PoolWorkload("max", channels, x, y, (window, window), (stride, stride), (padding, padding), 16, 2)
+
+
+def _mean(batch: int, channels: int, image: tuple[int, int]) -> PoolWorkload:
+    x = Layout("nhwc", batch, channels, (1, *image), NO_HALO)
+    y = Layout("nhwc", batch, channels, (1, 1, 1), NO_HALO)
+    return PoolWorkload("mean", channels, x, y, image, (1, 1), (0, 0), 16, 2)
+
+
+CASES = {
+    "resnet": _max(1, 64, (14, 14), 3, 2, 1),
+    "vgg": _max(2, 128, (8, 6), 2, 2, 0, spare=16),
+    "ceil": _max(1, 48, (7, 8), 3, 2, 0, ceil=True),
+    "same_size": _max(3, 16, (5, 3), 3, 1, 1),
+    "odd_channels": _max(1, 7, (6, 6), 2, 2, 1),
+    "one_pixel": _max(1, 24, (1, 1), 3, 1, 1),
+    "wide_window": _max(1, 32, (9, 9), 5, 3, 2),
+    "mean": _mean(1, 2048, (7, 7)),
+    "mean_batch": _mean(3, 40, (5, 2)),
+    "mean_odd": _mean(1, 13, (1, 1)),
+}
+CEIL = {"ceil"}
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    scripts = {name: build_pool_kernel(name, work) for name, work in CASES.items()}
+    return Library(scripts, parse_target("cpu", 2))
+
+
+def _run(library: Library, name: str, x: torch.Tensor) -> torch.Tensor:
+    """Run a case on poisoned buffers; returns [N, C, H, W]."""
+    work = CASES[name]
+    buffer = place(torch.zeros(x.shape[0], work.x.channels, 1, *x.shape[2:]).fill_(torch.nan), work.x)
+    view(buffer, work.x)[:, : work.channels] = x[:, :, None]
+    y = poisoned(work.y.numel)
+    BoundPool(library[name], buffer, y).run()
+    assert guards_are_intact(y), "written outside the output"
+    outside = torch.ones(work.y.numel, dtype=torch.bool)
+    view(outside, work.y).fill_(False)
+    assert bool((y[outside] == 0).all()), "the halo is not zero"
+    found = view(y, work.y)
+    assert bool(found[:, work.channels :].isnan().all()), "written into channels of padding"
+    return found[:, : work.channels, 0]
+
+
+def _expect(name: str, x: torch.Tensor) -> torch.Tensor:
+    work = CASES[name]
+    if work.kind == "mean":
+        return x.mean((-2, -1), keepdim=True)
+    return F.max_pool2d(x, work.kernel, work.stride, work.padding, ceil_mode=name in CEIL)
+
+
+def _draw(name: str) -> torch.Tensor:
+    work = CASES[name]
+    return torch.randn(work.x.batch, work.channels, *work.x.spatial[1:], generator=torch.Generator().manual_seed(1)) - 3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pool_equals_torch(library: Library, name: str) -> None:
+    x = _draw(name)
+    found, wanted = _run(library, name, x), _expect(name, x.double())
+    assert found.shape == wanted.shape
+    assert float((found - wanted).abs().max()) <= 1e-6 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("name", ["resnet", "odd_channels", "mean"])
+def test_a_number_that_is_none_stays_none(library: Library, name: str) -> None:
+    x = _draw(name)
+    x[0, 3, ::2, -1] = torch.nan
+    assert torch.equal(_run(library, name, x).isnan(), _expect(name, x).isnan())
+
+
+def test_infinities_stay(library: Library) -> None:
+    x = _draw("vgg")
+    x[0, 5, :2, :2], x[1, 6, 0, 0] = -torch.inf, torch.inf
+    assert torch.equal(_run(library, "vgg", x), _expect("vgg", x))
