@@ -13,6 +13,7 @@ from fxprune.errors import (
     UnsupportedError,
     VerifyError,
 )
+from fxprune.integrate import load
 from fxprune.masks import load_masks, save_masks
 from fxprune.transform import ChangedMasks, MaskChange, find_coupled, refill, regroup, saliency
 
@@ -31,6 +32,7 @@ __all__ = [
     "compile",
     "expand_state",
     "find_coupled",
+    "load",
     "load_masks",
     "refill",
     "regroup",

@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import fx
@@ -14,6 +14,7 @@ from torch import fx
 from fxprune.channels.record import compose_cuts
 from fxprune.codegen.format import padded_stored
 from fxprune.codegen.memory import release_unused
+from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.target import CpuTarget, check_versions, parse_target
 from fxprune.compiled import Specialisation
 from fxprune.errors import UnsupportedError
@@ -23,13 +24,13 @@ from fxprune.lowering.choice import Case, Choice, constant, full_pattern
 from fxprune.lowering.geometry import find_obstacle, shape_of
 from fxprune.lowering.measure import time_calls
 from fxprune.lowering.profile import profile
-from fxprune.lowering.program import Program, lower
+from fxprune.lowering.program import Build, Program, lower
 from fxprune.lowering.select import NOISE, select
 from fxprune.nodes import annotation_of, module_path
 from fxprune.passes import PassRecord
 from fxprune.report import CompileReport, LayerReport, MaskFacts
 
-__all__ = ["build", "prepare_target", "release_unused"]
+__all__ = ["Decision", "build", "decide", "keep_dense", "prepare_target", "release_unused", "restore"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,26 +70,86 @@ def build(
     """
     gm = captured.graph_module
     _check_inputs(gm, inputs)
-    cases, obstacles = _find_cases(gm)
-    choices = select(cases, target, measure=measure)
-    program = lower(gm, cases, choices, target)
-    program, choices, verdict = _guard(gm, program, inputs, choices, target, measure=measure)
+    made = decide(gm, inputs, facts, target, measure=measure)
     report = CompileReport(
         target=target.description,
         threads=target.threads,
         input_shapes=tuple(tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor)),
         channels=tuple(map(asdict, compose_cuts(gm))),
-        layers=tuple(_report_layers(gm, cases, choices, obstacles, facts, program)),
+        layers=made.layers,
         passes=tuple(asdict(record) for record in records),
         refusals=tuple((refusal.node, refusal.reason) for record in records for refusal in record.refusals),
         function_change=facts.function_change,
-        whole_model=verdict,
-        overhead=profile(program, inputs) if measure and program.kernels else None,
+        whole_model=made.verdict,
+        overhead=profile(made.program, inputs) if measure and made.program.kernels else None,
         compile_seconds=time.perf_counter() - start,
         versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
-    logger.info("compiled in %.1f s: %s", report.compile_seconds, verdict)
-    return Specialisation(program, captured.out_spec, report)
+    logger.info("compiled in %.1f s: %s", report.compile_seconds, made.verdict)
+    return Specialisation(made.program, captured.out_spec, report)
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What runs, and what the report says of it.
+
+    Attributes:
+        program: What runs.
+        layers: The layers of the report.
+        verdict: What was given back, sparse or dense, and why.
+    """
+
+    program: Program
+    layers: tuple[LayerReport, ...]
+    verdict: str
+
+
+def decide(
+    gm: fx.GraphModule, inputs: Sequence[object], facts: MaskFacts, target: CpuTarget, *, measure: bool
+) -> Decision:
+    """Choose, lower, and check against dense.
+
+    Args:
+        gm: The graph after all passes.
+        inputs: Flat example inputs.
+        facts: What the report says of the masks.
+        target: The CPU.
+        measure: Choose by timing on this machine.
+    """
+    cases, obstacles = _find_cases(gm)
+    choices = select(cases, target, measure=measure)
+    program = lower(gm, cases, choices, target)
+    program, choices, verdict = _guard(gm, program, inputs, choices, target, measure=measure)
+    return Decision(program, tuple(_report_layers(gm, cases, choices, obstacles, facts, program)), verdict)
+
+
+def keep_dense(gm: fx.GraphModule, facts: MaskFacts, target: CpuTarget, reason: str) -> Decision:
+    """Lower every layer to dense torch.
+
+    Args:
+        gm: The graph after all passes.
+        facts: What the report says of the masks.
+        target: The CPU.
+        reason: Why.
+    """
+    cases, obstacles = _find_cases(gm)
+    choices = {node: Choice(None, reason) for node in cases}
+    program = lower(gm, {}, {}, target)
+    layers = tuple(_report_layers(gm, cases, choices, obstacles, facts, program))
+    return Decision(program, layers, f"dense: {reason}")
+
+
+def restore(gm: fx.GraphModule, schedules: Mapping[str, Schedule], target: CpuTarget, build: Build) -> Program:
+    """Lower a graph as it was lowered before.
+
+    Args:
+        gm: The graph after all passes.
+        schedules: The schedules of then, by node name.
+        target: The CPU.
+        build: Makes the library.
+    """
+    cases = _find_cases(gm)[0] if schedules else {}
+    return lower(gm, cases, {node: Choice(schedules.get(node.name), "") for node in cases}, target, build)
 
 
 def _check_inputs(gm: fx.GraphModule, inputs: Sequence[object]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType
 from typing import NoReturn, Protocol, SupportsIndex
 
@@ -15,6 +17,8 @@ from torch import fx, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fxprune.errors import FxpruneError, UnsupportedError
+from fxprune.frozen.artifact import Binary, Part, Source, write_artifact
+from fxprune.frozen.inputs import InputForm
 from fxprune.report import CompileReport
 
 logger = logging.getLogger(__name__)
@@ -32,6 +36,14 @@ class Program(Protocol):
     def graph_module(self) -> fx.GraphModule:
         """The graph that runs."""
 
+    @property
+    def library(self) -> Binary | None:
+        """The kernels, if there are any."""
+
+    @property
+    def recipe(self) -> Mapping[str, object]:
+        """What the captured graph is lowered with, as JSON."""
+
     def run(self, inputs: Sequence[object]) -> list[object]:
         """Run on flat inputs of the captured shapes; the results are the caller's."""
 
@@ -44,11 +56,13 @@ class Specialisation:
         program: What runs.
         out_spec: How its flat results become what the model returns.
         report: What was done.
+        source: The captured graph, to be written to a file; None if it was read from one.
     """
 
     program: Program
     out_spec: TreeSpec
     report: CompileReport
+    source: Source | None = None
 
 
 _NOT_YET = (
@@ -121,6 +135,38 @@ class CompiledModule(nn.Module):
                 self._latest = self._known[key]
             return self._known[key]
 
+    def adopt(self, form: InputForm, made: Specialisation) -> None:
+        """Keep what was made elsewhere for inputs of a form.
+
+        Args:
+            form: The inputs.
+            made: What runs for them.
+        """
+        self._known[_key(form.flat(), form.spec)] = self._latest = made
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model, for all input shapes compiled so far, to one file that `fxprune.load` reads.
+
+        The path holds either what it held before or the whole new file, whenever this process ends. There is no pickle
+        in the file; the kernels in it are machine code for this kind of processor.
+
+        Args:
+            path: Where to; a file there is replaced.
+
+        Raises:
+            FxpruneError: Nothing was compiled yet.
+            UnsupportedError: The model was loaded from a file, was changed after it was compiled, or holds an operator
+                or an argument for which the file has no form.
+            ArtifactError: The file cannot be written.
+        """
+        self._last()
+        with self._compiling:
+            parts = [
+                Part(made.source, made.out_spec, made.report, made.program.recipe, made.program.library)
+                for made in self._known.values()
+            ]
+        write_artifact(Path(path), parts, self.masks)
+
     def train(self, mode: bool = True) -> CompiledModule:
         """Refuse training mode.
 
@@ -141,8 +187,8 @@ class CompiledModule(nn.Module):
             UnsupportedError: Always.
         """
         raise UnsupportedError(
-            "A compiled model cannot be copied or pickled: its kernels are loaded in this process. Save the model it "
-            "was made from and its masks, and compile again."
+            "A compiled model cannot be copied or pickled: its kernels are loaded in this process. Write it with "
+            "compiled.save(path) and read it with fxprune.load(path)."
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
@@ -15,15 +15,34 @@ from torch.utils._pytree import tree_leaves
 from fxprune.arguments import check_arguments, read_example_inputs, read_options
 from fxprune.compiled import CompiledModule, Specialisation, check_not_compiled
 from fxprune.debug import configure_logging, dump_text
-from fxprune.graph import annotate, capture, check_ready
+from fxprune.frozen.artifact import Source
+from fxprune.frozen.inputs import InputForm
+from fxprune.graph import Captured, annotate, capture, check_ready
 from fxprune.masks import kept_weight_shares, open_masks
-from fxprune.originals import count_from_originals, find_originals
-from fxprune.passes import default_pipeline, run_passes
+from fxprune.originals import OriginalLayer, count_from_originals, find_originals
+from fxprune.passes import PassRecord, default_pipeline, run_passes
 from fxprune.passes.final_masks import FinalMasks
 from fxprune.report import MaskFacts
 from fxprune.targets import open_backend
 from fxprune.transform.change import describe_structure
 from fxprune.transform.layers import find_families, find_scores
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A model captured for one set of inputs, after all passes.
+
+    Attributes:
+        captured: The graph.
+        originals: Its layers before any pass.
+        records: What the passes did.
+        masks: The final masks by parameter name.
+    """
+
+    captured: Captured
+    originals: tuple[OriginalLayer, ...]
+    records: tuple[PassRecord, ...]
+    masks: Mapping[str, torch.Tensor]
 
 
 def compile(  # noqa: A001  # the public name; torch.compile has it too
@@ -74,25 +93,30 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
     pipeline = default_pipeline(backend.efficiency, structure)
     scores = None if structure == "exact" else find_scores(model, kept)
 
-    def compile_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
-        start = time.perf_counter()
+    def prepare(args: tuple[object, ...], kwargs: Mapping[str, object]) -> _Prepared:
         captured = capture(model, args, kwargs, kept)
         annotate(captured.graph_module, kept, scores)
         originals = find_originals(captured.graph_module)
         final = FinalMasks(kept)
         records = run_passes(captured.graph_module, pipeline, (final,))
-        flat = tree_leaves((args, dict(kwargs)))
+        return _Prepared(captured, originals, records, final.masks)
+
+    def compile_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
+        start = time.perf_counter()
+        ready = prepare(args, kwargs)
         facts = MaskFacts(
-            kept_weight_shares(model, final.masks),
-            find_families(model, final.masks),
-            describe_structure(structure, model, kept, final.masks),
+            kept_weight_shares(model, ready.masks),
+            find_families(model, ready.masks),
+            describe_structure(structure, model, kept, ready.masks),
         )
-        compiled.set_masks(final.masks)
-        made = backend.build(captured, flat, records, facts, start)
-        layers = count_from_originals(made.report.layers, originals, facts.kept_weight)
-        made = replace(made, report=replace(made.report, layers=layers))
-        dump_text("report.txt", str(made.report))
-        return made
+        compiled.set_masks(ready.masks)
+        made = backend.build(ready.captured, tree_leaves((args, dict(kwargs))), ready.records, facts, start)
+        layers = count_from_originals(made.report.layers, ready.originals, facts.kept_weight)
+        report = replace(made.report, layers=layers)
+        dump_text("report.txt", str(report))
+        form = InputForm.of(args, kwargs)
+        source = Source(lambda form: prepare(*form.arguments()).captured, form, facts, ready.originals, ready.captured)
+        return replace(made, report=report, source=source)
 
     compiled = CompiledModule(compile_for, kept if structure == "exact" else None)
     if inputs is not None:

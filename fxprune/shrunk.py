@@ -30,10 +30,13 @@ class DenseProgram:
     Attributes:
         graph_module: The graph with the signature of the user's model: plain ATen calls, weights as buffers named as in
             the model. It can be exported and compiled like any other module.
+        library: None: there are no kernels.
+        recipe: Empty: the graph is all there is.
     """
 
     def __init__(self, captured: Captured) -> None:
         """Take a captured graph after all passes."""
+        self.library, self.recipe = None, dict[str, object]()
         self._flat = captured.graph_module
         self.graph_module = _with_signature(captured.graph_module, captured.in_spec, captured.out_spec)
 

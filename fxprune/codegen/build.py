@@ -45,7 +45,7 @@ class Library:
     """A loaded shared library; its file is gone once it is loaded.
 
     Attributes:
-        size_bytes: Size of the shared library.
+        binary: The bytes of the shared library.
         shares_threads: Whether its parallel loops run on torch's OpenMP threads.
     """
 
@@ -59,24 +59,52 @@ class Library:
         Raises:
             CodegenError: TVM or the C++ compiler refuses; the message names the functions.
         """
-        compiler = _find_compiler()
+        self._load(_build(scripts, target), target.threads)
+
+    @classmethod
+    def from_binary(cls, binary: bytes, threads: int) -> Library:
+        """Load a library that was built before.
+
+        Args:
+            binary: Its `binary` of then, for this machine.
+            threads: Threads of its parallel loops.
+        """
+        library = cls.__new__(cls)
+        library._load(binary, threads)
+        return library
+
+    def _load(self, binary: bytes, threads: int) -> None:
+        self.binary = binary
         with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:
             path = Path(folder) / "model.so"
-            try:
-                _link(compiler, path, _build_objects(scripts, target, Path(folder)))
-            except BuildError as error:
-                names = ", ".join(scripts)
-                raise CodegenError(f"TVM could not build {names} for {target.mcpu}: {error}") from error
+            path.write_bytes(binary)
             self._module = tvm_ffi.load_module(path, keep_module_alive=False)
-            self.size_bytes = path.stat().st_size
         openmp = _find_openmp()
         self.shares_threads = openmp is not None
-        self._module["fxprune_connect"](*(openmp or (0, 0, 0)), target.threads)
+        self._module["fxprune_connect"](*(openmp or (0, 0, 0)), threads)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the shared library."""
+        return len(self.binary)
 
     def __getitem__(self, name: str) -> tvm_ffi.Function:
         """Return one function."""
         function: tvm_ffi.Function = self._module[name]
         return function
+
+
+def _build(scripts: Mapping[str, str], target: CpuTarget) -> bytes:
+    """Compile and link; return the shared library."""
+    compiler = _find_compiler()
+    with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:
+        path = Path(folder) / "model.so"
+        try:
+            _link(compiler, path, _build_objects(scripts, target, Path(folder)))
+        except BuildError as error:
+            names = ", ".join(scripts)
+            raise CodegenError(f"TVM could not build {names} for {target.mcpu}: {error}") from error
+        return path.read_bytes()
 
 
 def _build_objects(scripts: Mapping[str, str], target: CpuTarget, folder: Path) -> list[Path]:

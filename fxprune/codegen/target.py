@@ -28,6 +28,7 @@ class CpuTarget:
         registers: Vector registers.
         threads: Threads a kernel splits its work over.
         description: The TVM target as a JSON-like dict, for the report.
+        features: What the code may use of the processor, in LLVM's names: a machine without one of them cannot run it.
     """
 
     mcpu: str
@@ -35,6 +36,7 @@ class CpuTarget:
     registers: int
     threads: int
     description: str
+    features: tuple[str, ...] = ()
 
     @property
     def efficiency(self) -> tuple[tuple[int, float], ...]:
@@ -59,8 +61,13 @@ def check_versions() -> None:
         )
 
 
-_FEATURES = ("avx512f", "avx2", "fma", "neon")
-"""LLVM's names of what decides about vectors."""
+_FEATURES = (
+    *("sse4.2", "popcnt", "movbe", "bmi", "bmi2", "lzcnt", "f16c", "avx", "avx2", "fma"),
+    *("avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16", "avx512vbmi"),
+    *("avx512vbmi2", "avx512ifma", "avx512bitalg", "avx512vpopcntdq"),
+    *("neon", "dotprod", "fullfp16", "sve"),
+)
+"""LLVM's names of the parts of a processor that generated code may use."""
 
 
 def _vector_shape(features: frozenset[str]) -> tuple[int, int]:
@@ -114,7 +121,8 @@ def parse_target(target: str | Mapping[str, object], threads: int) -> CpuTarget:
     except (BuildError, TypeError) as error:
         raise UnsupportedError(f"target={target!r} is not a TVM target: {_first_line(error)}") from error
     lanes, registers = _vector_shape(features)
-    return CpuTarget(str(json.loads(description)["mcpu"]), lanes, registers, threads, description)
+    mcpu = str(json.loads(description)["mcpu"])
+    return CpuTarget(mcpu, lanes, registers, threads, description, tuple(sorted(features)))
 
 
 def _parse_json(text: str) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ from fxprune.lowering.geometry import buffer_view
 from fxprune.lowering.modules import KernelModule, Port, StageModule
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
 from fxprune.lowering.pool import Pooling, PoolModule, find_pools, pool_workload
+from fxprune.lowering.recipe import write_recipe
 from fxprune.lowering.rewrite import copy_graph, drop_constants, place_layers
 from fxprune.nodes import module_path
 
@@ -35,6 +36,8 @@ class Program:
         graph_module: The lowered graph.
         kernels: Bytes of the packed weight of every layer that a kernel runs, by module path.
         arena_bytes: Bytes of all planned activations.
+        library: The kernels; None if there are none.
+        recipe: What `lower` needs besides the graph to make this program again, as JSON.
     """
 
     def __init__(
@@ -43,11 +46,13 @@ class Program:
         kernels: Mapping[str, int],
         arena: torch.Tensor,
         library: Library | None,
+        recipe: Mapping[str, object],
     ) -> None:
         """Take the parts that `lower` made."""
         self.graph_module, self.kernels = graph_module, kernels
         self.arena_bytes = arena.numel() * arena.element_size()
-        self._arena, self._library = arena, library
+        self.library, self.recipe = library, recipe
+        self._arena = arena
         self._lock = threading.Lock()
 
     def run(self, inputs: Sequence[object]) -> list[object]:
@@ -88,16 +93,25 @@ class _LoweredPool:
     function: str
 
 
+Build = Callable[[Mapping[str, str], CpuTarget], Library]
+"""Makes a library from the TVMScript of its functions."""
+
+
 def lower(
-    gm: fx.GraphModule, cases: Mapping[fx.Node, Case], choices: Mapping[fx.Node, Choice], target: CpuTarget
+    gm: fx.GraphModule,
+    cases: Mapping[fx.Node, Case],
+    choices: Mapping[fx.Node, Choice],
+    target: CpuTarget,
+    build: Build = Library,
 ) -> Program:
-    """Replace every layer by its kernel or by dense torch.
+    """Replace every layer by its kernel or by dense torch; the same arguments give the same program.
 
     Args:
         gm: The annotated graph; it is not changed.
         cases: Layers that kernels can compute.
         choices: What runs them; a layer without a choice stays dense.
         target: The CPU.
+        build: Makes the library.
     """
     lowered_graph, mapped = copy_graph(gm)
     layers = {node: case.layer for node, case in cases.items()}
@@ -113,9 +127,10 @@ def lower(
     scripts: dict[str, str] = {}
     lowered = _make_kernels(cases, choices, placements, scripts, target)
     pools = _make_pools(found, outputs, scripts, target)
-    library = Library({name: _named(text, name) for text, name in scripts.items()}, target) if scripts else None
-    for name_text, name in scripts.items():
-        dump_text(f"kernel_{name}.txt", _named(name_text, name))
+    texts = {name: _named(text, name) for text, name in scripts.items()}
+    library = build(texts, target) if texts else None
+    for name, text in texts.items():
+        dump_text(f"kernel_{name}.txt", text)
     result = fx.GraphModule(gm, lowered_graph, class_name="LoweredGraph")
     placed = place_layers(result, gm, mapped, lowered, lambda layer: _dense_module(gm, layer), pools)
     for node, new in placed.items():
@@ -127,7 +142,7 @@ def lower(
     drop_constants(result)
     result.recompile()
     sizes = {module_path(item.node): item.kernel.packed.size_bytes for item in lowered.values()}
-    return Program(result, sizes, arena[""], library)
+    return Program(result, sizes, arena[""], library, write_recipe(choices, target, texts))
 
 
 _ANY_NAME = "kernel_function"

@@ -1,0 +1,1 @@
+"""A compiled model on disk: its graph as JSON, its tensors, one file that holds them and no pickle."""
