@@ -16,6 +16,7 @@ from fxprune.arguments import check_arguments, read_example_inputs, read_options
 from fxprune.compiled import CompiledModule, Specialisation, check_not_compiled
 from fxprune.debug import configure_logging, dump_text
 from fxprune.graph import annotate, capture, check_ready
+from fxprune.host import on_host
 from fxprune.masks import kept_weight_shares, open_masks
 from fxprune.originals import count_from_originals, find_originals
 from fxprune.passes import default_pipeline, run_passes
@@ -45,7 +46,8 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         masks: Which weights survive pruning: parameter name to a tensor of 0 and 1 in the weight's shape, 1 = kept; or
             the path of a file that `load_masks` reads.
             None: the masks of `torch.nn.utils.prune` on the model; elsewhere a zero weight is a pruned weight.
-        target: "cpu", or a TVM target of kind llvm as a dict or JSON text; "torch": no kernels, the dense graph without
+        target: "cpu", or a TVM target of kind llvm as a dict or JSON text; "cuda": the GPU of this machine, or, to be
+            compiled on any machine, {"kind": "cuda", "arch": "sm_90a"}; "torch": no kernels, the dense graph without
             its dead channels, whose `.graph_module` can be exported.
         example_inputs: A tensor or a tuple of the model's positional inputs. None: compiled at the first call.
         structure: "exact": the result equals the masked model. "refill", "refill+", "regroup": the masks become whole
@@ -69,6 +71,8 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
     inputs = read_example_inputs(example_inputs)
     check_not_compiled(model)
     backend = open_backend(target, chosen)
+    if backend.elsewhere:
+        model, masks, inputs = on_host(model), on_host(masks), on_host(inputs)
     kept = open_masks(model, masks)
     check_ready(model)
     pipeline = default_pipeline(backend.efficiency, structure)
@@ -76,6 +80,8 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
 
     def compile_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
         start = time.perf_counter()
+        if backend.elsewhere:
+            args, kwargs = on_host(args), on_host(kwargs)
         captured = capture(model, args, kwargs, kept)
         annotate(captured.graph_module, kept, scores)
         originals = find_originals(captured.graph_module)
@@ -94,7 +100,7 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         dump_text("report.txt", str(made.report))
         return made
 
-    compiled = CompiledModule(compile_for, kept if structure == "exact" else None)
+    compiled = CompiledModule(compile_for, kept if structure == "exact" else None, any_device=backend.elsewhere)
     if inputs is not None:
         compiled.specialise(inputs, {})
     return compiled
