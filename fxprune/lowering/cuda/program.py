@@ -78,14 +78,15 @@ class CudaProgram:
         graph_module: The lowered graph.
         kernels: Bytes of the packed weight of every layer that a kernel runs, by module path.
         parts: What it is made of.
+        buffers: Flat memory of each buffer; empty until the program is tied to a device.
     """
 
     def __init__(self, parts: Parts) -> None:
         """Take the parts that `lower` made."""
         self.graph_module, self.parts = parts.graph_module, parts
         self.kernels = {step.module.name: step.kernel.size_bytes for step in parts.steps}
+        self.buffers: tuple[torch.Tensor, ...] = ()
         self._device: Device | None = None
-        self._storages: frozenset[int] = frozenset()
         self._lock = threading.Lock()
 
     @property
@@ -119,7 +120,7 @@ class CudaProgram:
         """
         place = device.torch_device
         try:
-            buffers = [torch.zeros(layout.numel, device=place) for layout in self.parts.buffers]
+            buffers = tuple(torch.zeros(layout.numel, device=place) for layout in self.parts.buffers)
             for step in self.parts.steps:
                 _tie_step(step, buffers, device)
             for copy, number in self.parts.copies:
@@ -131,8 +132,7 @@ class CudaProgram:
                 f"{place} has too little memory for the compiled model: {4 * cells} bytes of activations besides its "
                 f"weights. Use a smaller batch, or free memory. torch says: {error}"
             ) from error
-        self._storages = frozenset(buffer.untyped_storage().data_ptr() for buffer in buffers)
-        self._device = device
+        self.buffers, self._device = buffers, device
 
     def _find_device(self, inputs: Sequence[object]) -> Device:
         """Return the GPU that the inputs are on."""
@@ -150,9 +150,13 @@ class CudaProgram:
         return Gpu(self.parts.library or CudaLibrary(arch, (), {}), gpu)
 
     def _own(self, output: object) -> object:
-        if isinstance(output, torch.Tensor) and output.untyped_storage().data_ptr() in self._storages:
+        if isinstance(output, torch.Tensor) and any(_same_memory(output, buffer) for buffer in self.buffers):
             return output.clone(memory_format=torch.contiguous_format)
         return output
+
+
+def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _check_devices(inputs: Sequence[object], device: torch.device) -> None:
