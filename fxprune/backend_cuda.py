@@ -14,15 +14,18 @@ from torch import fx
 
 from fxprune.backend import find_cases, report_layers
 from fxprune.channels.record import compose_cuts
+from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.codegen.cuda.device import find_gpu
 from fxprune.codegen.cuda.target import ARCHITECTURES, CudaTarget, find_arch, read_cuda_target
 from fxprune.codegen.target import check_versions
 from fxprune.compiled import Specialisation
 from fxprune.debug import dump_text
-from fxprune.errors import UnsupportedError
+from fxprune.errors import ArtifactError, UnsupportedError
 from fxprune.graph import Captured
 from fxprune.lowering.cuda.choice import CudaChoice
 from fxprune.lowering.cuda.lower import lower
+from fxprune.lowering.cuda.program import CudaProgram
+from fxprune.lowering.cuda.recipe import digest_texts, read_recipe
 from fxprune.lowering.cuda.select import select
 from fxprune.passes import PassRecord
 from fxprune.report import CompileReport, MaskFacts
@@ -95,6 +98,32 @@ def build(
     dump_text("report.txt", str(report))
     logger.info("compiled in %.1f s: %s", report.compile_seconds, verdict)
     return Specialisation(program, captured.out_spec, report)
+
+
+def restore(gm: fx.GraphModule, recipe: Mapping[str, object], binary: bytes) -> CudaProgram:
+    """Make a program again from what was kept of it; needs neither TVM's compiler nor nvcc nor a GPU.
+
+    Args:
+        gm: The graph after all passes.
+        recipe: The program's recipe.
+        binary: The bytes of its library; empty if it has no kernels.
+
+    Raises:
+        ArtifactError: The kernels are not those that belong to the graph.
+    """
+    target, choices = read_recipe(recipe)
+    cases, _ = find_cases(gm)
+
+    def open_library(texts: Mapping[str, str], arch: str) -> CudaLibrary:
+        if digest_texts(texts) != recipe["functions"]:
+            raise ArtifactError(
+                f"The saved kernels for {arch} are not those that this version of fxprune makes for the saved graph. "
+                "Compile the model again."
+            )
+        return CudaLibrary.from_binary(binary)
+
+    dense = CudaChoice(None, "as it was saved")
+    return lower(gm, cases, {node: choices.get(node.name, dense) for node in cases}, target, open_library)
 
 
 def _sum_up(choices: Mapping[fx.Node, CudaChoice], target: CudaTarget) -> str:

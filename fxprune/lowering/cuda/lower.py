@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -18,10 +18,14 @@ from fxprune.lowering.cuda.choice import CudaChoice
 from fxprune.lowering.cuda.modules import CopyModule, LaunchModule
 from fxprune.lowering.cuda.plan import Interval, Placement, plan_buffers, plan_layouts
 from fxprune.lowering.cuda.program import CudaProgram, Parts, Step
+from fxprune.lowering.cuda.recipe import write_recipe
 from fxprune.lowering.dense import DenseLayer
 from fxprune.lowering.plan import last_uses
 from fxprune.lowering.rewrite import copy_graph, drop_constants, place_layers
 from fxprune.nodes import module_path
+
+OpenLibrary = Callable[[Mapping[str, str], str], CudaLibrary]
+"""Makes the library of TVMScript by global symbol, for an architecture."""
 
 
 @dataclass
@@ -50,7 +54,7 @@ def lower(
     cases: Mapping[fx.Node, Case],
     choices: Mapping[fx.Node, CudaChoice],
     target: CudaTarget,
-    library: CudaLibrary | None = None,
+    open_library: OpenLibrary = build_library,
 ) -> CudaProgram:
     """Replace every layer by its kernel or by dense torch.
 
@@ -59,7 +63,7 @@ def lower(
         cases: Layers that kernels can compute.
         choices: What runs them; a layer without a choice stays dense.
         target: The GPU.
-        library: The kernels, if they were built before; then neither TVM nor nvcc is needed.
+        open_library: Makes the library of the kernels' texts; one that was built before needs neither TVM nor nvcc.
     """
     graph, mapped = copy_graph(gm)
     chosen = {node: case for node, case in cases.items() if choices[node].schedule is not None}
@@ -67,15 +71,18 @@ def lower(
     placed = place_layers(result, gm, mapped, chosen, lambda layer: _dense_module(gm, layer))
     scripts: dict[str, str] = {}
     lowered = _make_kernels(chosen, choices, placed, scripts)
-    if library is None and scripts:
-        library = _build(scripts, target)
+    named = {name: text.replace(_ANY_NAME, name) for text, name in scripts.items()}
+    for name, text in named.items():
+        dump_text(f"kernel_{name}.txt", text)
+    library = open_library(named, target.arch) if named else None
     copies = _insert_copies(result, lowered)
     places, buffers = _plan_buffers(result, lowered, copies)
     steps = tuple(_make_step(result, node, item, places) for node, item in lowered.items())
     drop_constants(result)
     result.recompile()
     numbered = tuple((module, places[node]) for node, module in copies.items())
-    return CudaProgram(Parts(result, steps, numbered, buffers, library, target))
+    recipe = write_recipe({node: choices[node].schedule for node in chosen}, target, named)
+    return CudaProgram(Parts(result, steps, numbered, buffers, library, target, recipe))
 
 
 def _dense_module(gm: fx.GraphModule, layer: Layer) -> nn.Module:
@@ -102,13 +109,6 @@ def _make_kernels(
         name = scripts.setdefault(kernel.script(_ANY_NAME), f"layer_{len(scripts)}")
         lowered[node] = _Lowered(case, placed[node], placement, kernel, name)
     return lowered
-
-
-def _build(scripts: Mapping[str, str], target: CudaTarget) -> CudaLibrary:
-    named = {name: text.replace(_ANY_NAME, name) for text, name in scripts.items()}
-    for name, text in named.items():
-        dump_text(f"kernel_{name}.txt", text)
-    return build_library(named, target.arch)
 
 
 def _insert_copies(result: fx.GraphModule, lowered: Mapping[fx.Node, _Lowered]) -> dict[fx.Node, CopyModule]:

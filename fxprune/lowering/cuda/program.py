@@ -7,7 +7,7 @@ weights and constants go there, the code is loaded. Every kernel reads and write
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,7 @@ class Parts:
         buffers: The layout of each buffer.
         library: The kernels; None if there are none.
         target: The GPU it was made for.
+        recipe: What it was lowered with, as JSON.
     """
 
     graph_module: fx.GraphModule
@@ -69,6 +70,7 @@ class Parts:
     buffers: tuple[Layout, ...]
     library: CudaLibrary | None
     target: CudaTarget
+    recipe: Mapping[str, object]
 
 
 class CudaProgram:
@@ -93,6 +95,11 @@ class CudaProgram:
     def library(self) -> CudaLibrary | None:
         """The kernels, if there are any."""
         return self.parts.library
+
+    @property
+    def recipe(self) -> Mapping[str, object]:
+        """What the captured graph was lowered with, as JSON."""
+        return self.parts.recipe
 
     def run(self, inputs: Sequence[object]) -> list[object]:
         """Run on flat inputs of the captured shapes; the results share no memory with the program.

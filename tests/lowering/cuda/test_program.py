@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import fxprune
-from fxprune import CompiledModule
+from fxprune import CompiledModule, backend_cuda
 from fxprune.codegen.cuda.build import CudaLibrary
-from fxprune.errors import UnsupportedError
+from fxprune.errors import ArtifactError, UnsupportedError
+from fxprune.lowering.cuda.lower import lower
+from fxprune.lowering.cuda.program import CudaProgram
 from tests.compiling import (
     TOLERANCE,
     Layers,
@@ -278,3 +282,29 @@ def test_an_input_elsewhere_is_named() -> None:
     compiled = compile_on_twin(chain(), None, x)
     with pytest.raises(UnsupportedError, match=r"Input 0 is on meta, the compiled model runs on cpu\. Pass x\.to"):
         compiled(x.to("meta"))
+
+
+@pytest.mark.usefixtures("all_kernels")
+def test_a_program_is_made_again_from_its_recipe_and_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[fx.GraphModule] = []
+
+    def lower_and_keep(gm: fx.GraphModule, *rest: Any) -> CudaProgram:
+        kept.append(gm)
+        return lower(gm, *rest)
+
+    monkeypatch.setattr("fxprune.backend_cuda.lower", lower_and_keep)
+    model, x = chain(), torch.randn(2, 3, *_IMAGE)
+    masks = draw_masks(model, row_groups(16, 0.4))
+    compiled = compile_on_twin(model, masks, x)
+    program = program_of(compiled)
+    assert program.library is not None
+    recipe = json.loads(json.dumps(program.recipe))
+    again = backend_cuda.restore(kept[0], recipe, program.library.binary)
+    assert again.recipe == program.recipe
+    again.tie(TwinDevice(again))
+    (found,) = again.run([x])
+    assert isinstance(found, torch.Tensor)
+    assert torch.equal(found, compiled(x))
+    recipe["functions"] = {name: digest[::-1] for name, digest in recipe["functions"].items()}
+    with pytest.raises(ArtifactError, match="are not those that this version of fxprune makes"):
+        backend_cuda.restore(kept[0], recipe, program.library.binary)
