@@ -19,7 +19,6 @@ from fxprune.codegen.cuda.device import find_gpu
 from fxprune.codegen.cuda.target import ARCHITECTURES, CudaTarget, find_arch, read_cuda_target
 from fxprune.codegen.target import check_versions
 from fxprune.compiled import Specialisation
-from fxprune.debug import dump_text
 from fxprune.errors import ArtifactError, UnsupportedError
 from fxprune.graph import Captured
 from fxprune.lowering.cuda.choice import CudaChoice
@@ -95,7 +94,6 @@ def build(
         compile_seconds=time.perf_counter() - start,
         versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
-    dump_text("report.txt", str(report))
     logger.info("compiled in %.1f s: %s", report.compile_seconds, verdict)
     return Specialisation(program, captured.out_spec, report)
 
