@@ -76,7 +76,7 @@ def build(
         start: `time.perf_counter` when the compilation began.
     """
     gm = captured.graph_module
-    cases, obstacles = find_cases(gm)
+    cases, obstacles = find_cases(gm, depthwise=False)
     choices = select(cases, target)
     program = lower(gm, cases, choices, target)
     verdict = _sum_up(choices, target)
@@ -110,7 +110,7 @@ def restore(gm: fx.GraphModule, recipe: Mapping[str, object], binary: bytes) -> 
         ArtifactError: The kernels are not those that belong to the graph.
     """
     target, choices = read_recipe(recipe)
-    cases, _ = find_cases(gm)
+    cases, _ = find_cases(gm, depthwise=False)
 
     def open_library(texts: Mapping[str, str], arch: str) -> CudaLibrary:
         if digest_texts(texts) != recipe["functions"]:

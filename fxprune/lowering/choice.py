@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import fx
 
-from fxprune.annotation import RowGroup, RowGroupPattern, WeightAnnotation
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.annotation import RowGroupPattern, WeightAnnotation
+from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.format import Float32Array
 from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.workload import ConvShape
@@ -95,10 +94,10 @@ class Choice:
 
     @property
     def family(self) -> str:
-        """Who computes it: "dense", "rows" or "pixels"."""
+        """Who computes it: "dense"; "rows", channels-last, depthwise kernels too; or "pixels"."""
         if self.schedule is None:
             return "dense"
-        return "rows" if isinstance(self.schedule, RowsSchedule) else "pixels"
+        return "pixels" if isinstance(self.schedule, PixelsSchedule) else "rows"
 
     @property
     def kernel(self) -> str:
@@ -109,10 +108,3 @@ class Choice:
 def constant(gm: fx.GraphModule, node: fx.Node | None) -> torch.Tensor | None:
     """Return the tensor of a `get_attr` node, None for None."""
     return None if node is None else get_tensor(gm, node)
-
-
-def full_pattern(shape: ConvShape) -> RowGroupPattern:
-    """Return one group of all cells for every convolution group."""
-    columns = np.arange(shape.columns, dtype=np.int32)
-    rows = np.arange(shape.channels_out, dtype=np.int32).reshape(shape.groups, -1)
-    return RowGroupPattern((shape.channels_out, shape.columns), tuple(RowGroup(part, columns) for part in rows))
