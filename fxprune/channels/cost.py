@@ -81,11 +81,10 @@ def weigh_join(facts: Facts, join: Join, keep: BoolArray) -> float:
     return one * max(0, 2 * more + 3 * less - 3 * total) + _MACS_AN_INDEX * less
 
 
-def weigh_completion(facts: Facts, item: Completion, keep: BoolArray) -> float:
-    """Return what it costs to put the constants beside what is left of an operand: a cat."""
-    cells = facts.of(item.node)
-    kept = int(keep[cells.ids].sum())
-    return _move_one(item.node, cells) * (2 * kept - int((keep[item.result] & ~keep[item.operand]).sum()))
+def weigh_completion(facts: Facts, item: Completion, lacking: int) -> float:
+    """Return what it costs to put constants beside what is left of a tensor, or to take a part out of it: one copy."""
+    cells = facts.of(item.source)
+    return _move_one(item.source, cells) * (2 * cells.ids.size - lacking)
 
 
 def find_lacking(facts: Facts, join: Join, keep: BoolArray) -> IntArray:

@@ -89,7 +89,8 @@ class EliminateChannels(Pass):
                     rule.rewrite(node, rewriter)
         rewriter.graph.eliminate_dead_code()
         refusals = tuple(_find_refusals(gm, plan))
-        if not _is_smaller(rewriter.record, gm.graph, rewriter.graph):
+        gone = {node.name for node in facts.reads} - {cut.layer for cut in rewriter.record}
+        if not gone and not _is_smaller(rewriter.record, gm.graph, rewriter.graph):
             return False, refusals
         gm.graph = rewriter.graph
         rewriter.loosen_views()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Unpack
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fxprune.passes import EliminateChannels
 from tests.channels.toys import GATE, WRONG, Masked, Toy, check_toy, eliminate, error_of
 from tests.networks import Function, double, image
 
@@ -17,12 +19,16 @@ def conv(inputs: int, outputs: int, size: int = 1, *, padding: int = 0, groups: 
     return nn.Conv2d(inputs, outputs, size, padding=padding, groups=groups)
 
 
-def around(layer: nn.Module) -> Toy:
+def around(
+    layer: nn.Module, kept: Mapping[str, tuple[int, int] | None] | None = None, options: EliminateChannels | None = None
+) -> Toy:
     """Return a toy that normalises eight channels, two of them dead."""
     return Toy(
         lambda m, x: m.b(m.n(m.a(x))),
         lambda: {"a": conv(3, 8), "n": layer, "b": conv(8, 2)},
         rows={"a": [0, 5]},
+        kept=kept or {},
+        options=options or EliminateChannels(),
     )
 
 
@@ -56,6 +62,23 @@ TOYS: dict[str, Toy] = {
     "41 instance norm with statistics": around(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
     "42 layer norm of constants": tokens(nn.LayerNorm(8), rows={"a": [1, 2]}, refusal="layer_norm"),
     "42 rms norm of constants": tokens(nn.RMSNorm(8), rows={"a": [1, 2]}, refusal="norm"),
+    "42 layer norm, constants leave": tokens(
+        nn.LayerNorm(8), rows={"a": [1, 2]}, kept={"a": (6, 5)}, options=EliminateChannels(adds="compact")
+    ),
+    "42 rms norm, constants leave": tokens(
+        nn.RMSNorm(8), rows={"a": [1, 2]}, kept={"a": (6, 5)}, options=EliminateChannels(adds="compact")
+    ),
+    "42 layer norm of constants alone": tokens(
+        nn.LayerNorm(8), rows={"a": list(range(8))}, kept={"a": None}, options=EliminateChannels(adds="compact")
+    ),
+    "40 group norm, constants leave": around(nn.GroupNorm(2, 8), {"a": (6, 3)}, EliminateChannels(adds="compact")),
+    "40 group norm, much to gain": Toy(
+        lambda m, x: m.b(m.n(m.a(x))),
+        lambda: {"a": conv(64, 8, 3), "n": nn.GroupNorm(2, 8), "b": conv(8, 2)},
+        shapes=((1, 64, 16, 16),),
+        rows={"a": [0, 5]},
+        kept={"a": (6, 64)},
+    ),
     "42 layer norm with unused outputs": tokens(nn.LayerNorm(8), columns={"b": [0, 3]}),
     "42 layer norm with zero scales": tokens(nn.LayerNorm(8), zeros={"n.weight": [0, 3]}),
     "42 layer norm in the middle of a network": Toy(
