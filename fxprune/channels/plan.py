@@ -61,8 +61,17 @@ class ChannelPlan:
         """Return whether it is better that ids and all that are tied to them go, for a price."""
         if lacking.size == 0 or self.adds != "cost":
             return lacking.size > 0 and self.adds == "compact"
+        return self.weigh(lacking) > price
+
+    def weigh(self, ids: IntArray) -> float:
+        """Return what it costs to keep ids and all that are tied to them."""
         gain = np.bincount(self.sets, self.weights, minlength=self._kept.size)
-        return bool(gain[np.unique(self.sets[lacking])].sum() > price)
+        return float(gain[np.unique(self.sets[ids])].sum())
+
+    def can_go(self, ids: IntArray, reason: str) -> BoolArray:
+        """Return which ids are gone, or stay for one reason alone."""
+        reasons = [self.reasons.get(number) == reason for number in self.sets[ids].tolist()]
+        return np.asarray(~self.keep[ids] | np.array(reasons, dtype=bool))
 
     def tie(self, equal: list[tuple[IntArray, IntArray]]) -> None:
         """Build the sets of tied ids anew, and keep those in which something is needed."""

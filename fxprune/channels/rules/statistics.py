@@ -31,7 +31,7 @@ class SharedStatisticsRule(Rule):
         known = cells.ids[~facts.varies(cells.ids)]
         if known.size:
             whole = np.broadcast_to(facts.of(node).ids.reshape(-1), known.shape)
-            facts.completions.append(Completion(node, source, whole, known, _explain(node, source)))
+            facts.completions.append(Completion(node, source, whole, known, explain(node, source)))
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
         """Everything is read; what varies stays."""
@@ -39,10 +39,11 @@ class SharedStatisticsRule(Rule):
             for cells in list_cells(source, facts):
                 varies = facts.varies(cells.ids)
                 facts.use(cells.ids)
-                facts.pin(cells.ids[varies], _explain(node, source))
+                facts.pin(cells.ids[varies], explain(node, source))
 
 
-def _explain(node: fx.Node, source: fx.Node) -> str:
+def explain(node: fx.Node, source: fx.Node) -> str:
+    """Return why channels that do not vary stay before a normalisation."""
     return f"{node.name} takes its statistics over the channels of {source.name}, dead or not"
 
 
