@@ -10,10 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fxprune import refill
+
 BoolArray = NDArray[np.bool_]
 
-STRUCTURES = ("rowgroup", "channel", "unstructured")
-"""Kinds of mask: blocks of rows that share their columns; whole rows; cells without any structure."""
+STRUCTURES = ("rowgroup", "channel", "refill", "unstructured")
+"""Kinds of mask: blocks of rows that share their columns; random whole rows; the whole rows that `fxprune.refill` makes
+of random cells; cells without any structure."""
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -54,7 +57,7 @@ def make_masks(
         masks[f"{name}.weight"] = torch.from_numpy(cells).reshape(weight.shape)
     if not masks:
         raise ValueError("the model has no convolution or linear layer besides its stem and its last linear layer")
-    return masks
+    return dict(refill(model, masks)) if structure == "refill" else masks
 
 
 def find_masked_layers(model: nn.Module) -> dict[str, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear]:
@@ -140,5 +143,6 @@ def _draw_cells(shape: tuple[int, int], density: float, generator: np.random.Gen
 
 _DRAW: dict[str, Callable[[tuple[int, int], float, np.random.Generator], BoolArray]] = {
     "channel": _draw_channels,
+    "refill": _draw_cells,
     "unstructured": _draw_cells,
 }

@@ -1,5 +1,6 @@
 """fxprune: a compiler that makes pruned PyTorch models fast, with the same numbers."""
 
+from fxprune.checkpoint import expand_state, shrink_state
 from fxprune.compiled import CompiledModule
 from fxprune.compiler import compile  # noqa: A004  # the public name; torch.compile has it too
 from fxprune.errors import (
@@ -29,6 +30,7 @@ __all__ = [
     "UnsupportedError",
     "VerifyError",
     "compile",
+    "expand_state",
     "find_coupled",
     "load",
     "load_masks",
@@ -36,4 +38,5 @@ __all__ = [
     "regroup",
     "saliency",
     "save_masks",
+    "shrink_state",
 ]

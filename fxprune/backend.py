@@ -20,7 +20,7 @@ from fxprune.compiled import Specialisation
 from fxprune.errors import UnsupportedError
 from fxprune.graph import Captured
 from fxprune.layer import find_layer
-from fxprune.lowering.choice import Case, Choice, constant, full_pattern
+from fxprune.lowering.choice import Case, Choice, Chosen, constant, full_pattern
 from fxprune.lowering.geometry import find_obstacle, shape_of
 from fxprune.lowering.measure import time_calls
 from fxprune.lowering.profile import profile
@@ -30,7 +30,17 @@ from fxprune.nodes import annotation_of, module_path
 from fxprune.passes import PassRecord
 from fxprune.report import CompileReport, LayerReport, MaskFacts
 
-__all__ = ["Decision", "build", "decide", "keep_dense", "prepare_target", "release_unused", "restore"]
+__all__ = [
+    "Decision",
+    "build",
+    "decide",
+    "find_cases",
+    "keep_dense",
+    "prepare_target",
+    "release_unused",
+    "report_layers",
+    "restore",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +126,11 @@ def decide(
         target: The CPU.
         measure: Choose by timing on this machine.
     """
-    cases, obstacles = _find_cases(gm)
+    cases, obstacles = find_cases(gm)
     choices = select(cases, target, measure=measure)
     program = lower(gm, cases, choices, target)
     program, choices, verdict = _guard(gm, program, inputs, choices, target, measure=measure)
-    return Decision(program, tuple(_report_layers(gm, cases, choices, obstacles, facts, program)), verdict)
+    return Decision(program, tuple(report_layers(gm, cases, choices, obstacles, facts, program.kernels)), verdict)
 
 
 def keep_dense(gm: fx.GraphModule, facts: MaskFacts, target: CpuTarget, reason: str) -> Decision:
@@ -132,10 +142,10 @@ def keep_dense(gm: fx.GraphModule, facts: MaskFacts, target: CpuTarget, reason: 
         target: The CPU.
         reason: Why.
     """
-    cases, obstacles = _find_cases(gm)
+    cases, obstacles = find_cases(gm)
     choices = {node: Choice(None, reason) for node in cases}
     program = lower(gm, {}, {}, target)
-    layers = tuple(_report_layers(gm, cases, choices, obstacles, facts, program))
+    layers = tuple(report_layers(gm, cases, choices, obstacles, facts, program.kernels))
     return Decision(program, layers, f"dense: {reason}")
 
 
@@ -148,7 +158,7 @@ def restore(gm: fx.GraphModule, schedules: Mapping[str, Schedule], target: CpuTa
         target: The CPU.
         build: Makes the library.
     """
-    cases = _find_cases(gm)[0] if schedules else {}
+    cases = find_cases(gm)[0] if schedules else {}
     return lower(gm, cases, {node: Choice(schedules.get(node.name), "") for node in cases}, target, build)
 
 
@@ -166,7 +176,7 @@ def _check_inputs(gm: fx.GraphModule, inputs: Sequence[object]) -> None:
             )
 
 
-def _find_cases(gm: fx.GraphModule) -> tuple[dict[fx.Node, Case], dict[fx.Node, str]]:
+def find_cases(gm: fx.GraphModule) -> tuple[dict[fx.Node, Case], dict[fx.Node, str]]:
     """Return the layers that kernels could compute, and why they cannot compute the others."""
     cases: dict[fx.Node, Case] = {}
     obstacles: dict[fx.Node, str] = {}
@@ -213,21 +223,31 @@ def _guard(
     return dense, given_back, f"dense: {reason}"
 
 
-def _report_layers(
+def report_layers(
     gm: fx.GraphModule,
     cases: Mapping[fx.Node, Case],
-    choices: Mapping[fx.Node, Choice],
+    choices: Mapping[fx.Node, Chosen],
     obstacles: Mapping[fx.Node, str],
     facts: MaskFacts,
-    program: Program,
+    sizes: Mapping[str, int],
 ) -> list[LayerReport]:
+    """Report every layer.
+
+    Args:
+        gm: The graph after all passes.
+        cases: Layers that kernels could compute.
+        choices: What runs them.
+        obstacles: Why no kernel could compute the others.
+        facts: What the report says of the masks.
+        sizes: Bytes of the packed weight of every layer that a kernel runs, by module path.
+    """
     reports = []
     for node in gm.graph.nodes:
         layer, annotation = find_layer(node), annotation_of(node)
         if layer is None or annotation is None:
             continue
-        choice = choices.get(node) or Choice(None, obstacles[node])
-        case, packed_bytes = cases.get(node), program.kernels.get(module_path(node))
+        choice: Chosen = choices.get(node) or Choice(None, obstacles[node])
+        case, packed_bytes = cases.get(node), sizes.get(module_path(node))
         schedule = choice.schedule
         stored = case.weight.size if case else annotation.mask.numel()
         if case is not None and schedule is not None:

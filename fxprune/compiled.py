@@ -81,16 +81,20 @@ class CompiledModule(nn.Module):
     take turns.
     """
 
-    def __init__(self, compile_for: Compile, masks: Mapping[str, torch.Tensor] | None) -> None:
+    def __init__(
+        self, compile_for: Compile, masks: Mapping[str, torch.Tensor] | None, *, any_device: bool = False
+    ) -> None:
         """Make an empty result; `specialise` fills it.
 
         Args:
             compile_for: Compiles the model for given inputs.
             masks: Final masks by parameter name; None if compiling changes them and calls `set_masks`.
+            any_device: Whether a program that was compiled for inputs on one device is called with inputs on another.
         """
         super().__init__()
         self.training = False
         self._compile_for = compile_for
+        self._any_device = any_device
         self._masks = None if masks is None else dict(masks)
         self._known: dict[_Key, Specialisation] = {}
         self._latest: Specialisation | None = None
@@ -111,7 +115,7 @@ class CompiledModule(nn.Module):
         """
         flat, spec = tree_flatten((args, kwargs))
         _check_no_gradients(flat)
-        found = self._known.get(_key(flat, spec)) or self.specialise(args, kwargs)
+        found = self._known.get(_key(flat, spec, self._any_device)) or self.specialise(args, kwargs)
         if torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu"):
             with _plain_modes():
                 return tree_unflatten(found.program.run(flat), found.out_spec)
@@ -125,7 +129,7 @@ class CompiledModule(nn.Module):
             kwargs: Keyword arguments.
         """
         flat, spec = tree_flatten((args, dict(kwargs)))
-        key = _key(flat, spec)
+        key = _key(flat, spec, self._any_device)
         with self._compiling:
             if key not in self._known:
                 if self._known:
@@ -142,7 +146,7 @@ class CompiledModule(nn.Module):
             form: The inputs.
             made: What runs for them.
         """
-        self._known[_key(form.flat(), form.spec)] = self._latest = made
+        self._known[_key(form.flat(), form.spec, self._any_device)] = self._latest = made
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, for all input shapes compiled so far, to one file that `fxprune.load` reads.
@@ -262,10 +266,10 @@ def _check_no_gradients(flat: list[object]) -> None:
             )
 
 
-def _key(flat: list[object], spec: TreeSpec) -> _Key:
+def _key(flat: list[object], spec: TreeSpec, any_device: bool) -> _Key:
     """Return what a compiled program depends on: structure, shapes and types of tensors, values of everything else."""
     parts = [
-        (tuple(value.shape), value.dtype, value.device, value.layout)
+        (tuple(value.shape), value.dtype, None if any_device else value.device, value.layout)
         if isinstance(value, torch.Tensor)
         else _plain_key(index, value)
         for index, value in enumerate(flat)

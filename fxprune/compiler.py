@@ -18,6 +18,7 @@ from fxprune.debug import configure_logging, dump_text
 from fxprune.frozen.artifact import Source
 from fxprune.frozen.inputs import InputForm
 from fxprune.graph import Captured, annotate, capture, check_ready
+from fxprune.host import on_host
 from fxprune.masks import kept_weight_shares, open_masks
 from fxprune.originals import OriginalLayer, count_from_originals, find_originals
 from fxprune.passes import PassRecord, default_pipeline, run_passes
@@ -64,7 +65,8 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         masks: Which weights survive pruning: parameter name to a tensor of 0 and 1 in the weight's shape, 1 = kept; or
             the path of a file that `load_masks` reads.
             None: the masks of `torch.nn.utils.prune` on the model; elsewhere a zero weight is a pruned weight.
-        target: "cpu", or a TVM target of kind llvm as a dict or JSON text; "torch": no kernels, the dense graph without
+        target: "cpu", or a TVM target of kind llvm as a dict or JSON text; "cuda": the GPU of this machine, or, to be
+            compiled on any machine, {"kind": "cuda", "arch": "sm_90a"}; "torch": no kernels, the dense graph without
             its dead channels, whose `.graph_module` can be exported.
         example_inputs: A tensor or a tuple of the model's positional inputs. None: compiled at the first call.
         structure: "exact": the result equals the masked model. "refill", "refill+", "regroup": the masks become whole
@@ -88,6 +90,8 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
     inputs = read_example_inputs(example_inputs)
     check_not_compiled(model)
     backend = open_backend(target, chosen)
+    if backend.elsewhere:
+        model, masks, inputs = on_host(model), on_host(masks), on_host(inputs)
     kept = open_masks(model, masks)
     check_ready(model)
     pipeline = default_pipeline(backend.efficiency, structure)
@@ -103,6 +107,8 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
 
     def compile_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
         start = time.perf_counter()
+        if backend.elsewhere:
+            args, kwargs = on_host(args), on_host(kwargs)
         ready = prepare(args, kwargs)
         facts = MaskFacts(
             kept_weight_shares(model, ready.masks),
@@ -118,7 +124,7 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         source = Source(lambda form: prepare(*form.arguments()).captured, form, facts, ready.originals, ready.captured)
         return replace(made, report=report, source=source)
 
-    compiled = CompiledModule(compile_for, kept if structure == "exact" else None)
+    compiled = CompiledModule(compile_for, kept if structure == "exact" else None, any_device=backend.elsewhere)
     if inputs is not None:
         compiled.specialise(inputs, {})
     return compiled

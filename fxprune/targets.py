@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,17 +23,19 @@ class Backend:
     Attributes:
         efficiency: Pairs (group height in rows, rate of the target's kernel over the dense rate); empty: no kernels.
         build: Makes what runs.
+        elsewhere: Whether it runs on another device than the CPU, where it is compiled.
     """
 
     efficiency: tuple[tuple[int, float], ...]
     build: Build
+    elsewhere: bool = False
 
 
 def open_backend(target: str | Mapping[str, object], options: Options) -> Backend:
     """Return what builds for a target.
 
     Args:
-        target: "torch" for the cut dense graph; "cpu" or a TVM target for kernels.
+        target: "torch" for the cut dense graph; "cpu", "cuda" or a TVM target for kernels.
         options: Threads, and whether kernels are measured.
 
     Raises:
@@ -42,6 +45,8 @@ def open_backend(target: str | Mapping[str, object], options: Options) -> Backen
         from fxprune import shrunk
 
         return Backend((), shrunk.build)
+    if _is_cuda(target):
+        return _open_cuda(target)
     from fxprune import backend  # loads TVM, which `import fxprune` does not
 
     cpu = backend.prepare_target(target, options.threads)
@@ -54,3 +59,26 @@ def open_backend(target: str | Mapping[str, object], options: Options) -> Backen
         return made
 
     return Backend(cpu.efficiency, build)
+
+
+def _is_cuda(target: object) -> bool:
+    """Whether a target is "cuda", or of kind cuda as a mapping or JSON text."""
+    if isinstance(target, str) and target != "cuda":
+        try:
+            target = json.loads(target)
+        except json.JSONDecodeError:
+            return False
+    return target == "cuda" or (isinstance(target, Mapping) and target.get("kind") == "cuda")
+
+
+def _open_cuda(target: str | Mapping[str, object]) -> Backend:
+    from fxprune import backend_cuda
+
+    gpu = backend_cuda.prepare_target(target)
+
+    def build(
+        captured: Captured, inputs: Sequence[object], records: Sequence[PassRecord], facts: MaskFacts, start: float
+    ) -> Specialisation:
+        return backend_cuda.build(captured, inputs, records, facts, gpu, start=start)
+
+    return Backend(gpu.efficiency, build, elsewhere=True)

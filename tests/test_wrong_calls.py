@@ -125,7 +125,10 @@ WRONG_CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "tune": (lambda: compile_net(tune="quick"), "tune='quick'.*'off'"),
     "database": (lambda: compile_net(database="best.json"), r"database='best\.json'.*leave it out"),
     "target": (lambda: compile_net(target="cude"), "target='cude'.*pass 'cpu'"),
-    "kind of target": (lambda: compile_net(target={"kind": "cuda"}), "'cuda'.*'llvm'"),
+    "kind of target": (lambda: compile_net(target={"kind": "metal"}), "'metal'.*'llvm' or 'cuda'"),
+    "no architecture": (lambda: compile_net(target={"kind": "cuda"}), "architecture None.*sm_90a"),
+    "old architecture": (lambda: compile_net(target='{"kind": "cuda", "arch": "sm_70"}'), "'sm_70'.*sm_90a"),
+    "option of a GPU": (lambda: compile_net(target={"kind": "cuda", "arch": "sm_80", "l2": 1}), "l2.*an 'arch' only"),
     "option of a target": (lambda: compile_net(target={"kind": "llvm", "mcpuu": "x"}), "mcpuu.*mcpu"),
     "type of target": (lambda: compile_net(target=3), "target is a int.*pass 'cpu'"),
     "option": (lambda: compile_net(options={"mesure": True}), "'mesure'.*'measure'"),
@@ -176,3 +179,11 @@ def test_model_and_input_on_another_device() -> None:
         compile_net(net().cuda())
     with pytest.raises(UnsupportedError, match=r"the target is the CPU.*cpu\(\)"):
         compile_net(net().cuda(), inputs=X.cuda())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_gpu_of_a_machine_without_one_is_refused() -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"target='cuda' is the GPU of this machine.*name its architecture.*sm_90a"
+    ):
+        compile_net(target="cuda")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,15 +10,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import fx
 
+from fxprune.channels.cost import find_lacking, find_weights, weigh_completion, weigh_join
 from fxprune.channels.facts import Completion, Facts, Join, Kind
 from fxprune.channels.fold import group_columns, group_width
 from fxprune.channels.grid import BoolArray, IntArray, even_lines, fill_lines
 from fxprune.channels.rules.layer import columns_read_by, input_ids
 from fxprune.channels.rules.layer_cut import find_carrier
+from fxprune.channels.spatial import FloatArray
 from fxprune.layer import Layer, find_layer
-
-_WORTH = 8
-"""An operand of an addition holds fewer channels than the sum if at least one in this many can go."""
 
 
 @dataclass
@@ -27,18 +27,22 @@ class ChannelPlan:
     Attributes:
         facts: The analysis.
         round_to: Layers keep a multiple of this many channels where dead ones are left to fill up with.
-        align: Operands of an addition keep the channels of the sum.
+        adds: "cost", "compact" or "align": whether operands keep the channels of the sum or product.
         keep: For every id whether it stays in its tensors.
         reasons: For tied ids (by the number of their set) why they stay though nothing needs them.
         sets: For every id the number of its set of tied ids.
+        weights: For every id what it costs to keep it.
+        relief: For every id what is saved elsewhere if it is kept though it is dead.
     """
 
     facts: Facts
     round_to: int = 1
-    align: bool = False
+    adds: str = "cost"
     keep: BoolArray = field(default_factory=lambda: np.empty(0, dtype=bool))
     reasons: dict[int, str] = field(default_factory=dict)
     sets: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    weights: FloatArray = field(default_factory=lambda: np.empty(0))
+    relief: FloatArray = field(default_factory=lambda: np.empty(0))
     _kept: BoolArray = field(default_factory=lambda: np.empty(0, dtype=bool))
 
     def admit(self, ids: IntArray, reason: str) -> bool:
@@ -52,6 +56,13 @@ class ChannelPlan:
             self.reasons.setdefault(number, reason)
         self.keep = self._kept[self.sets]
         return True
+
+    def decide(self, lacking: IntArray, price: float) -> bool:
+        """Return whether it is better that ids and all that are tied to them go, for a price."""
+        if lacking.size == 0 or self.adds != "cost":
+            return lacking.size > 0 and self.adds == "compact"
+        gain = np.bincount(self.sets, self.weights, minlength=self._kept.size)
+        return bool(gain[np.unique(self.sets[lacking])].sum() > price)
 
     def tie(self, equal: list[tuple[IntArray, IntArray]]) -> None:
         """Build the sets of tied ids anew, and keep those in which something is needed."""
@@ -69,35 +80,65 @@ class ChannelPlan:
             self.admit(np.array([identity]), self.facts.pinned[identity])
 
 
-def make_plan(gm: fx.GraphModule, facts: Facts, *, round_to: int = 1, align: bool = False) -> ChannelPlan:
+def make_plan(
+    gm: fx.GraphModule,
+    facts: Facts,
+    *,
+    round_to: int = 1,
+    adds: str = "cost",
+    follow: Mapping[str, IntArray] | None = None,
+) -> ChannelPlan:
     """Decide which channels stay.
 
     Args:
         gm: The analysed graph.
         facts: Its analysis.
         round_to: Keep multiples of this many channels a layer.
-        align: Let operands of additions keep the channels of the sum, so that nothing has to be scattered.
+        adds: "align": operands of additions and products keep the channels of the result, so that nothing has to be
+            put together; "compact": they keep their own; "cost": whichever costs less.
+        follow: Rows that layers keep, dead or not, by the name of the node; the other options say nothing then.
 
     Returns:
         The plan.
     """
-    plan = ChannelPlan(facts, round_to, align)
-    plan.tie(facts.equal)
-    tied = [join for join in facts.joins if align or not _is_worth(plan, join)]
-    loose = [join for join in facts.joins if join not in tied]
-    whole = [item for item in facts.completions if align or len(facts.of(item.node).axes) != 1]
-    plan.tie([*facts.equal, *((join.result, ids) for join in tied for ids in join.operands)])
     layers = [layer for layer in map(find_layer, gm.graph.nodes) if layer is not None and layer.node in facts.reads]
+    plan = ChannelPlan(facts, *((round_to, adds) if follow is None else (1, "compact")))
+    plan.weights, plan.relief = find_weights(facts, layers), np.zeros(facts.kind.size)
+    plan.tie(facts.equal)
+    tied = [join for join in facts.joins if not _is_loose(plan, join)]
+    loose = [join for join in facts.joins if join not in tied]
+    whole = [item for item in facts.completions if not _is_completed(plan, item)]
+    lacking = [(join, find_lacking(facts, join, plan.keep)) for join in tied]
+    plan.tie([*facts.equal, *((join.result, ids) for join in tied for ids in join.operands)])
+    for join, ids in lacking:
+        for number in np.unique(plan.sets[ids]).tolist():
+            plan.reasons.setdefault(number, f"adding what is left into the sum {join.node.name} would cost more")
+    for layer in layers:
+        rows = (follow or {}).get(layer.node.name, np.empty(0, dtype=np.int64))
+        plan.admit(facts.of(layer.node).ids.reshape(-1)[rows], "the record that is followed keeps them")
     while _settle(plan, layers, loose, whole):
         pass
     return plan
 
 
-def _is_worth(plan: ChannelPlan, join: Join) -> bool:
-    """Return whether an operand can do without enough of the channels of the sum."""
-    needed = plan.facts.used[join.result] & plan.facts.varies(join.result)
-    spare = max(int((needed & ~plan.keep[ids]).sum()) for ids in join.operands)
-    return spare * _WORTH >= max(1, int(needed.sum()))
+def _is_loose(plan: ChannelPlan, join: Join) -> bool:
+    """Return whether operands of an addition hold their own channels; note what each that is lacking costs."""
+    lacking = find_lacking(plan.facts, join, plan.keep)
+    price = weigh_join(plan.facts, join, plan.keep)
+    if not plan.decide(lacking, price):
+        return False
+    plan.relief[lacking] += price / lacking.size
+    return True
+
+
+def _is_completed(plan: ChannelPlan, item: Completion) -> bool:
+    """Return whether an operand is completed by its constants; note what each of them costs."""
+    lacking = item.operand[plan.keep[item.result] & ~plan.keep[item.operand]]
+    price = weigh_completion(plan.facts, item, plan.keep)
+    if len(plan.facts.of(item.node).axes) != 1 or not plan.decide(lacking, price):
+        return False
+    plan.relief[lacking] += price / lacking.size
+    return True
 
 
 def _settle(plan: ChannelPlan, layers: list[Layer], joins: list[Join], whole: list[Completion]) -> bool:
@@ -117,6 +158,7 @@ def _settle(plan: ChannelPlan, layers: list[Layer], joins: list[Join], whole: li
     for layer in layers:
         changed |= _even_groups(plan, layer)
         changed |= _keep_carrier(plan, layer)
+    for layer in [] if changed else layers:  # carriers and the like first: they fill up for nothing
         changed |= _round_rows(plan, layer)
     return changed
 
@@ -168,11 +210,14 @@ def _keep_carrier(plan: ChannelPlan, layer: Layer) -> bool:
 
 
 def _round_rows(plan: ChannelPlan, layer: Layer) -> bool:
-    """Keep a multiple of `round_to` rows."""
+    """Keep a multiple of `round_to` rows, filled up with those dead ones that cost most elsewhere and least here."""
     rows = plan.facts.of(layer.node).ids.reshape(-1)
     kept = plan.keep[rows]
     count = int(kept.sum())
     missing = min(-count % plan.round_to, rows.size - count)
     if count == 0 or missing == 0 or layer.groups > 1:
         return False
-    return plan.admit(rows[np.flatnonzero(~kept)[:missing]], f"the target likes multiples of {plan.round_to} channels")
+    worth = np.bincount(plan.sets, plan.relief - plan.weights)[plan.sets[rows]]
+    dead = np.flatnonzero(~kept)
+    chosen = dead[np.argsort(-worth[dead], kind="stable")[:missing]]
+    return plan.admit(rows[np.sort(chosen)], f"the target likes multiples of {plan.round_to} channels")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import cast
 
 from torch import fx
+
+from fxprune.errors import ArtifactError
 
 CUTS_KEY = "fxprune_channel_cuts"
 """The key of `gm.meta` under which the elimination leaves one tuple of `LayerCut` a round."""
@@ -24,6 +27,7 @@ class LayerCut:
         in_channels: Input channels before.
         carriers: Dead input channels that stay and stand, with their constant, for all other dead ones.
         folded: Where the constants of lost input channels went: "bias", "table" (they differ over space), or "".
+        biased: Whether the cut layer has a bias.
     """
 
     layer: str
@@ -34,6 +38,7 @@ class LayerCut:
     in_channels: int
     carriers: tuple[int, ...] = ()
     folded: str = ""
+    biased: bool = False
 
 
 def compose_cuts(gm: fx.GraphModule) -> tuple[LayerCut, ...]:
@@ -44,10 +49,35 @@ def compose_cuts(gm: fx.GraphModule) -> tuple[LayerCut, ...]:
     Args:
         gm: A graph whose channels were eliminated, or any other.
     """
+    return tuple(cut for cut in compose_all(gm).values() if not _is_whole(cut))
+
+
+def compose_all(gm: fx.GraphModule) -> dict[str, LayerCut]:
+    """Return the same for every layer that is left, by the name of its node; nothing before the first round."""
     found: dict[str, LayerCut] = {}
     for cuts in cast("list[tuple[LayerCut, ...]]", gm.meta.get(CUTS_KEY, [])):
         found = {cut.layer: _after(found[cut.layer], cut) if cut.layer in found else cut for cut in cuts}
-    return tuple(cut for cut in found.values() if not _is_whole(cut))
+    return found
+
+
+def read_cuts(channels: Sequence[Mapping[str, object]]) -> tuple[LayerCut, ...]:
+    """Return a record from the form in which a report holds it, or from what is left of that after JSON.
+
+    Raises:
+        ArtifactError: It has other fields.
+    """
+    known = {field.name for field in fields(LayerCut)}
+    found: list[LayerCut] = []
+    for item in channels:
+        if not isinstance(item, Mapping) or set(item) != known:
+            given = ", ".join(sorted(map(str, item))) if isinstance(item, Mapping) else type(item).__name__
+            raise ArtifactError(
+                f"Entry {len(found)} of the record of channels has {given}; it needs {', '.join(sorted(known))}. "
+                "Pass `report.channels` of a compiled model, or json.loads of its JSON."
+            )
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in item.items()}
+        found.append(LayerCut(**values))  # type: ignore[arg-type]  # the names are checked, the types are those written
+    return tuple(found)
 
 
 def _after(first: LayerCut, second: LayerCut) -> LayerCut:
@@ -57,6 +87,7 @@ def _after(first: LayerCut, second: LayerCut) -> LayerCut:
         rows=tuple(first.rows[row] for row in second.rows),
         channels=tuple(first.channels[channel] for channel in second.channels),
         carriers=first.carriers + tuple(first.channels[channel] for channel in second.carriers),
+        biased=second.biased,
         folded=", ".join(dict.fromkeys(part for part in (first.folded, second.folded) if part)),
     )
 

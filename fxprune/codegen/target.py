@@ -113,8 +113,8 @@ def parse_target(target: str | Mapping[str, object], threads: int) -> CpuTarget:
         )
     if wanted.get("kind") != "llvm":
         raise UnsupportedError(
-            f"target={target!r} is not supported by this version: it compiles for 'cpu' or a dict of kind 'llvm', "
-            "e.g. {'kind': 'llvm', 'mcpu': 'haswell'}."
+            f"target={target!r} is not supported by this version: it compiles for 'cpu', 'cuda' or a dict of kind "
+            "'llvm' or 'cuda', e.g. {'kind': 'llvm', 'mcpu': 'haswell'}."
         )
     try:
         description, features = _describe(json.dumps(wanted, sort_keys=True))
@@ -132,8 +132,8 @@ def _parse_json(text: str) -> dict[str, object]:
         parsed = None
     if not isinstance(parsed, dict):
         raise UnsupportedError(
-            f"target={text!r} is not known: pass 'cpu' or a TVM target as a dict or JSON text, "
-            'e.g. \'{"kind": "llvm", "mcpu": "haswell"}\'.'
+            f"target={text!r} is not known: pass 'cpu', 'cuda', 'torch' or a TVM target as a dict or JSON "
+            'text, e.g. \'{"kind": "llvm", "mcpu": "haswell"}\'.'
         )
     return parsed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,6 +37,42 @@ class Case:
     weight: Float32Array
     bias: Float32Array | None
     pattern: RowGroupPattern
+
+
+class Tile(Protocol):
+    """Options of a kernel, as far as every target has them."""
+
+    @property
+    def height(self) -> int:
+        """Rows of a packed block."""
+
+
+class Chosen(Protocol):
+    """What runs a layer, for the report; `Choice` is a CPU's."""
+
+    @property
+    def schedule(self) -> Tile | None:
+        """Options of the kernel; None = dense torch."""
+
+    @property
+    def reason(self) -> str:
+        """A sentence with the figures."""
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel."""
+
+    @property
+    def predicted_us(self) -> float | None:
+        """Predicted time, microseconds."""
+
+    @property
+    def measured_us(self) -> float | None:
+        """Measured time, microseconds."""
+
+    @property
+    def dense_us(self) -> float | None:
+        """Measured time of the dense layer, microseconds."""
 
 
 @dataclass(frozen=True)

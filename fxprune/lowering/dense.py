@@ -27,11 +27,17 @@ class DenseLayer(nn.Module):
             bias: [O] or None.
         """
         super().__init__()
-        self.constants = (weight, bias)
+        self.constants: tuple[torch.Tensor, torch.Tensor | None] = (weight, bias)
         self.geometry = (layer.stride, layer.padding, layer.dilation)
         self.groups = layer.groups
         self.epilogue = (layer.activation, layer.activation_args)
         self.kind = layer.kind
+
+    def move(self, device: torch.device) -> None:
+        """Bring the constants to a device, the weight of a 2-D convolution channels-last."""
+        weight, bias = self.constants
+        order = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+        self.constants = (weight.to(device, memory_format=order), None if bias is None else bias.to(device))
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Compute activation(layer(x) + residual)."""

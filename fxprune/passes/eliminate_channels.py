@@ -24,9 +24,10 @@ import torch
 from torch import fx
 
 from fxprune.channels.analysis import analyse
+from fxprune.channels.grid import IntArray
 from fxprune.channels.packed import split_packed
 from fxprune.channels.plan import ChannelPlan, make_plan
-from fxprune.channels.record import CUTS_KEY, LayerCut
+from fxprune.channels.record import CUTS_KEY, LayerCut, compose_all
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules import find_rule
 from fxprune.errors import PreconditionError
@@ -35,6 +36,9 @@ from fxprune.layer import find_layer
 from fxprune.nodes import annotation_of
 from fxprune.passes.base import Pass, PassResult, Refusal
 
+ADDS = ("cost", "compact", "align")
+"""What may become of operands that hold fewer channels than the result."""
+
 
 @dataclass(frozen=True)
 class EliminateChannels(Pass):
@@ -42,18 +46,21 @@ class EliminateChannels(Pass):
 
     Attributes:
         round_to: Layers keep a multiple of this many channels, as far as dead ones are left to fill up with.
-        adds: "compact": an operand of an addition holds its own channels and is scattered into the sum; "align": it
-            keeps the channels of the sum, as zero rows, which cost nothing in a sparse kernel.
+        adds: "compact": an operand of an addition or a product holds its own channels and is brought together with the
+            other one; that makes the fewest multiply-adds. "align": it keeps the channels of the result, as zero rows,
+            which cost nothing in a sparse kernel. "cost": whichever is estimated to take less time.
+        follow: A record of the same network: the layers in it keep those rows, dead or not, whatever the other options.
     """
 
     round_to: int = 1
-    adds: str = "compact"
+    adds: str = "cost"
+    follow: tuple[LayerCut, ...] = ()
     preserves_output: ClassVar[bool] = True
 
     def requires(self, gm: fx.GraphModule) -> None:
         """Options are in order and every layer is annotated, so that zeros are exact."""
-        if self.round_to < 1 or self.adds not in ("compact", "align"):
-            raise PreconditionError(f"{self!r}: round_to is at least 1, adds is 'compact' or 'align'.")
+        if self.round_to < 1 or self.adds not in ADDS:
+            raise PreconditionError(f"{self!r}: round_to is at least 1, adds is one of {', '.join(map(repr, ADDS))}.")
         for node in gm.graph.nodes:
             if find_layer(node) is not None and annotation_of(node) is None:
                 raise PreconditionError(f"Node '{node.name}' has no annotation; run annotate() on the graph first.")
@@ -73,7 +80,7 @@ class EliminateChannels(Pass):
         if split_packed(gm, facts):
             tidy(gm)
             facts = analyse(gm)
-        plan = make_plan(gm, facts, round_to=self.round_to, align=self.adds == "align")
+        plan = make_plan(gm, facts, round_to=self.round_to, adds=self.adds, follow=self._rows_to_follow(gm))
         rewriter = Rewriter(gm, facts, plan.keep)
         with torch.no_grad():
             for node in gm.graph.nodes:
@@ -89,6 +96,16 @@ class EliminateChannels(Pass):
         rewriter.store_constants()
         gm.meta.setdefault(CUTS_KEY, []).append(tuple(rewriter.record))
         return True, refusals
+
+    def _rows_to_follow(self, gm: fx.GraphModule) -> dict[str, IntArray] | None:
+        """Return which rows of each layer the record keeps, in the numbering of the rounds so far."""
+        if not self.follow:
+            return None
+        so_far, found = compose_all(gm), {}
+        for cut in self.follow:
+            rows = so_far[cut.layer].rows if cut.layer in so_far else range(cut.out_channels)
+            found[cut.layer] = np.flatnonzero(np.isin(np.asarray(rows), cut.rows))
+        return found
 
     def ensures(self, gm: fx.GraphModule) -> None:
         """Shapes and masks are checked by `verify`."""

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fxprune.passes import EliminateChannels
+from fxprune.passes.eliminate_channels import ADDS
 from tests.channels.drawn import BLOCKS, HEADS, PLANE, draw_masks, draw_network
 from tests.channels.toys import GATE, eliminate
 from tests.networks import image
@@ -16,9 +17,7 @@ CASES = {
     "blocks": st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=5),
     "head": st.sampled_from(sorted(HEADS)),
     "share": st.sampled_from([0.2, 0.5, 0.8, 1.0]),
-    "options": st.builds(
-        EliminateChannels, round_to=st.sampled_from([1, 1, 4]), adds=st.sampled_from(["compact", "align"])
-    ),
+    "options": st.builds(EliminateChannels, round_to=st.sampled_from([1, 1, 4]), adds=st.sampled_from(ADDS)),
     "seed": st.integers(0, 2**31),
 }
 _SLOW_EXAMPLES = [HealthCheck.too_slow]

@@ -45,9 +45,8 @@ def test_vectors_follow_the_processor(wanted: str | dict[str, object], lanes: in
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("cuda", "target='cuda' is not known: pass 'cpu' or a TVM target"),
-        ('{"kind": "cuda"}', "compiles for 'cpu' or a dict of kind 'llvm'"),
-        ({"kind": "cuda", "arch": "sm_90a"}, "is not supported by this version"),
+        ("gpu", "target='gpu' is not known: pass 'cpu', 'cuda', 'torch' or a TVM target"),
+        ('{"kind": "metal"}', "compiles for 'cpu', 'cuda' or a dict of kind 'llvm' or 'cuda'"),
         ({"kind": "nonsense"}, "is not supported by this version"),
         ({"mcpu": "haswell"}, "is not supported by this version"),
         ('{"kind": "llvm"', "is not known: pass 'cpu'"),

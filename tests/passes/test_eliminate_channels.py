@@ -13,6 +13,7 @@ from fxprune.errors import PreconditionError
 from fxprune.graph import annotation_of, capture, get_tensor
 from fxprune.layer import module_path
 from fxprune.passes import EliminateChannels, run_passes
+from fxprune.passes.eliminate_channels import ADDS
 from fxprune.printer import format_graph
 from tests.networks import apply_masks, build, difference, double, image, layers, reference, run, run_twice
 
@@ -50,7 +51,7 @@ def test_golden(golden: Callable[[str, str], None]) -> None:
     golden("eliminate_channels", format_graph(gm))
 
 
-@pytest.mark.parametrize("adds", ["compact", "align"])
+@pytest.mark.parametrize("adds", ADDS)
 def test_leaves_the_rest_alone(adds: str) -> None:
     model, x, _ = network()
     masks = {"2.weight": torch.rand(8, 6, 3, 3) > 0.3}

@@ -184,7 +184,7 @@ def _emit_layer(layer: Layer, rewriter: Rewriter, x: fx.Node, cuts: list[_GroupC
     annotation = annotation_of(layer.node)
     if annotation is not None:
         new.meta[META_KEY] = _cut_annotation(layer, annotation, cuts)
-    _record(layer, rewriter, cuts, flat)
+    _record(layer, rewriter, cuts, flat, biased=arguments["bias"] is not None)
     return new if flat else _emit_table(layer, rewriter, new, extra)
 
 
@@ -260,7 +260,7 @@ def _emit_table(layer: Layer, rewriter: Rewriter, new: fx.Node, extra: SpatialMa
     return rewriter.emit(_aten.add.Tensor, (new, constant), layer.node, named=False)
 
 
-def _record(layer: Layer, rewriter: Rewriter, cuts: list[_GroupCut], flat: bool) -> None:
+def _record(layer: Layer, rewriter: Rewriter, cuts: list[_GroupCut], flat: bool, *, biased: bool) -> None:
     rewriter.record.append(
         LayerCut(
             layer=layer.node.name,
@@ -271,5 +271,6 @@ def _record(layer: Layer, rewriter: Rewriter, cuts: list[_GroupCut], flat: bool)
             in_channels=int(layer.input.meta["val"].shape[_axis(layer)]),
             carriers=tuple(cut.carrier for cut in cuts if cut.carrier is not None),
             folded="table" if not flat else "bias" if any(bool(cut.extra.table.any()) for cut in cuts) else "",
+            biased=biased,
         )
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from fxprune.codegen.cuda.nvcc import DeviceCode, Resources, compile_cuda
 from fxprune.codegen.process import BuildError, serve
-from fxprune.errors import CodegenError
+from fxprune.errors import ArtifactError, CodegenError
 
 _MOST_RUNS = 2
 """nvcc at the same time; each takes one core and some 300 MB."""
@@ -45,6 +47,54 @@ class CudaLibrary:
     arch: str
     parts: tuple[DeviceCode, ...]
     functions: Mapping[str, CudaFunction]
+
+    @property
+    def binary(self) -> bytes:
+        """Everything as bytes: the length of the facts, the facts as JSON, the codes one after another."""
+        facts = {
+            "arch": self.arch,
+            "parts": [{"toolkit": part.toolkit, "bytes": len(part.cubin)} for part in self.parts],
+            "functions": {name: asdict(function) for name, function in self.functions.items()},
+        }
+        text = json.dumps(facts, sort_keys=True).encode()
+        return len(text).to_bytes(_LENGTH_BYTES, "little") + text + b"".join(part.cubin for part in self.parts)
+
+    @classmethod
+    def from_binary(cls, binary: bytes) -> CudaLibrary:
+        """Return the library whose bytes these are.
+
+        Raises:
+            ArtifactError: They are no library's bytes.
+        """
+        try:
+            return _read_library(binary)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"{len(binary)} bytes are no library of CUDA kernels: {error}.") from error
+
+
+_LENGTH_BYTES = 8
+
+
+def _read_library(binary: bytes) -> CudaLibrary:
+    size = int.from_bytes(binary[:_LENGTH_BYTES], "little")
+    facts = json.loads(binary[_LENGTH_BYTES : _LENGTH_BYTES + size])
+    functions = {name: _read_function(written) for name, written in facts["functions"].items()}
+    parts, place = [], _LENGTH_BYTES + size
+    for number, written in enumerate(facts["parts"]):
+        code = binary[place : place + int(written["bytes"])]
+        place += int(written["bytes"])
+        resources = {function.symbol: function.resources for function in functions.values() if function.part == number}
+        major, minor = written["toolkit"]
+        parts.append(DeviceCode(str(facts["arch"]), (int(major), int(minor)), code, resources))
+    if place != len(binary):
+        raise ValueError(f"{place} bytes were expected")
+    return CudaLibrary(str(facts["arch"]), tuple(parts), functions)
+
+
+def _read_function(written: Mapping[str, Any]) -> CudaFunction:
+    resources = Resources(**{name: int(value) for name, value in written["resources"].items()})
+    parameters = tuple(map(str, written["parameters"]))
+    return CudaFunction(int(written["part"]), str(written["symbol"]), parameters, resources)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fxprune.errors import CodegenError
 
+_VERSION = re.compile(r"release (?P<major>\d+)\.(?P<minor>\d+)")
 _KERNEL = re.compile(r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'")
 _SPILLS = re.compile(
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill"
@@ -45,11 +46,13 @@ class DeviceCode:
 
     Attributes:
         arch: What it was compiled for, e.g. "sm_90a".
+        toolkit: Version of the CUDA toolkit, e.g. (13, 0); a driver has to know the major one.
         cubin: The code, an ELF file's bytes.
         resources: What each kernel takes, by its symbol.
     """
 
     arch: str
+    toolkit: tuple[int, int]
     cubin: bytes
     resources: Mapping[str, Resources]
 
@@ -88,7 +91,15 @@ def compile_cuda(source: str, arch: str) -> DeviceCode:
                 f"{shlex.join(command)} ended with code {done.returncode}: {(done.stderr or done.stdout).strip()}. "
                 f"Is {arch} one that this CUDA toolkit compiles for?"
             )
-        return DeviceCode(arch, cubin.read_bytes(), read_resources(done.stderr))
+        return DeviceCode(arch, _read_version(nvcc), cubin.read_bytes(), read_resources(done.stderr))
+
+
+def _read_version(nvcc: str) -> tuple[int, int]:
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    found = _VERSION.search(text)
+    if found is None:
+        raise CodegenError(f"{nvcc} --version says no version that fxprune can read: {text.strip()}")
+    return int(found["major"]), int(found["minor"])
 
 
 def read_resources(report: str) -> dict[str, Resources]:

@@ -12,10 +12,10 @@ import pytest
 
 from fxprune.codegen.cuda.build import CudaLibrary, build_library, write_sources
 from fxprune.codegen.cuda.columns import ColumnsSchedule
-from fxprune.codegen.cuda.nvcc import compile_cuda, find_nvcc, read_resources
+from fxprune.codegen.cuda.nvcc import DeviceCode, compile_cuda, find_nvcc, read_resources
 from fxprune.codegen.cuda.schedules import TILES
 from fxprune.codegen.cuda.target import ARCHITECTURES
-from fxprune.errors import CodegenError
+from fxprune.errors import ArtifactError, CodegenError
 from tests.codegen.cuda.suite import SMALL, cuda_case, make
 from tests.codegen.suite import conv, draw_pattern, draw_tensors, halo
 
@@ -157,3 +157,20 @@ def test_a_tile_too_large_for_the_registers_is_seen_to_spill() -> None:
     schedule = replace(SMALL, rows=128, pixels=256, thread=(32, 32), depth=8)
     (function,) = build_library({"huge": _script("huge", schedule, 4)}, "sm_80").functions.values()
     assert function.resources.spill_bytes > 0
+
+
+@needs_nvcc
+def test_a_library_is_the_same_after_it_was_bytes(library: CudaLibrary) -> None:
+    assert CudaLibrary.from_binary(library.binary) == library
+
+
+@pytest.mark.parametrize("binary", [b"", b"\x02\0\0\0\0\0\0\0{}", b"not a library of any kind"])
+def test_other_bytes_are_no_library(binary: bytes) -> None:
+    with pytest.raises(ArtifactError, match="are no library of CUDA kernels"):
+        CudaLibrary.from_binary(binary)
+
+
+def test_a_library_that_lost_its_end_is_refused() -> None:
+    whole = CudaLibrary("sm_80", (DeviceCode("sm_80", (13, 0), b"code", {}),), {}).binary
+    with pytest.raises(ArtifactError, match="bytes were expected"):
+        CudaLibrary.from_binary(whole[:-1])

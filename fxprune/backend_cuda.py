@@ -1,0 +1,135 @@
+"""target="cuda": from an annotated graph to a program for a GPU and its report. No GPU is needed to make it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import fx
+
+from fxprune.backend import find_cases, report_layers
+from fxprune.channels.record import compose_cuts
+from fxprune.codegen.cuda.build import CudaLibrary
+from fxprune.codegen.cuda.device import find_gpu
+from fxprune.codegen.cuda.target import ARCHITECTURES, CudaTarget, find_arch, read_cuda_target
+from fxprune.codegen.target import check_versions
+from fxprune.compiled import Specialisation
+from fxprune.errors import ArtifactError, UnsupportedError
+from fxprune.graph import Captured
+from fxprune.lowering.cuda.choice import CudaChoice
+from fxprune.lowering.cuda.lower import lower
+from fxprune.lowering.cuda.program import CudaProgram
+from fxprune.lowering.cuda.recipe import digest_texts, read_recipe
+from fxprune.lowering.cuda.select import select
+from fxprune.passes import PassRecord
+from fxprune.report import CompileReport, MaskFacts
+
+logger = logging.getLogger(__name__)
+
+_LIBRARIES = ("fxprune", "torch", "apache-tvm", "apache-tvm-ffi")
+
+
+def prepare_target(target: str | Mapping[str, object]) -> CudaTarget:
+    """Read the target.
+
+    Args:
+        target: "cuda" for the GPU of this machine, or a target of kind cuda as a dict or JSON text.
+
+    Raises:
+        UnsupportedError: The target is not supported; or it is "cuda", and there is no GPU here.
+    """
+    check_versions()
+    if target != "cuda":
+        return read_cuda_target(json.loads(target) if isinstance(target, str) else target)
+    try:
+        arch = find_arch(torch.cuda.get_device_capability(find_gpu()))
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            f"target='cuda' is the GPU of this machine, and it cannot be used: {error} To compile for a GPU elsewhere, "
+            f"name its architecture ({', '.join(ARCHITECTURES)}): target={{'kind': 'cuda', 'arch': 'sm_90a'}}."
+        ) from error
+    return read_cuda_target({"kind": "cuda", "arch": arch})
+
+
+def build(
+    captured: Captured,
+    inputs: Sequence[object],
+    records: Sequence[PassRecord],
+    facts: MaskFacts,
+    target: CudaTarget,
+    *,
+    start: float,
+) -> Specialisation:
+    """Choose, lower, compile, report.
+
+    Args:
+        captured: The graph after all passes.
+        inputs: Flat example inputs.
+        records: What the passes did.
+        facts: What the report says of the masks.
+        target: The GPU.
+        start: `time.perf_counter` when the compilation began.
+    """
+    gm = captured.graph_module
+    cases, obstacles = find_cases(gm)
+    choices = select(cases, target)
+    program = lower(gm, cases, choices, target)
+    verdict = _sum_up(choices, target)
+    report = CompileReport(
+        target=target.description,
+        threads=torch.get_num_threads(),
+        input_shapes=tuple(tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor)),
+        channels=tuple(map(asdict, compose_cuts(gm))),
+        layers=tuple(report_layers(gm, cases, choices, obstacles, facts, program.kernels)),
+        passes=tuple(asdict(record) for record in records),
+        refusals=tuple((refusal.node, refusal.reason) for record in records for refusal in record.refusals),
+        function_change=facts.function_change,
+        whole_model=verdict,
+        overhead=None,
+        compile_seconds=time.perf_counter() - start,
+        versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+    )
+    logger.info("compiled in %.1f s: %s", report.compile_seconds, verdict)
+    return Specialisation(program, captured.out_spec, report)
+
+
+def restore(gm: fx.GraphModule, recipe: Mapping[str, object], binary: bytes) -> CudaProgram:
+    """Make a program again from what was kept of it; needs neither TVM's compiler nor nvcc nor a GPU.
+
+    Args:
+        gm: The graph after all passes.
+        recipe: The program's recipe.
+        binary: The bytes of its library; empty if it has no kernels.
+
+    Raises:
+        ArtifactError: The kernels are not those that belong to the graph.
+    """
+    target, choices = read_recipe(recipe)
+    cases, _ = find_cases(gm)
+
+    def open_library(texts: Mapping[str, str], arch: str) -> CudaLibrary:
+        if digest_texts(texts) != recipe["functions"]:
+            raise ArtifactError(
+                f"The saved kernels for {arch} are not those that this version of fxprune makes for the saved graph. "
+                "Compile the model again."
+            )
+        return CudaLibrary.from_binary(binary)
+
+    dense = CudaChoice(None, "as it was saved")
+    return lower(gm, cases, {node: choices.get(node.name, dense) for node in cases}, target, open_library)
+
+
+def _sum_up(choices: Mapping[fx.Node, CudaChoice], target: CudaTarget) -> str:
+    """Say what was chosen for the whole model."""
+    kernels = sum(choice.schedule is not None for choice in choices.values())
+    if not kernels:
+        return f"dense: no layer is predicted to gain on {target.device}; nothing was measured"
+    return (
+        f"sparse: {kernels} of {len(choices)} layers on kernels for {target.arch}, chosen by the cost model for "
+        f"{target.device} in strict float32; nothing was measured"
+    )

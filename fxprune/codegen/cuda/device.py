@@ -1,0 +1,102 @@
+"""Where the kernels of a program run: a GPU here, the kernels' twins in the tests."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+
+from fxprune.codegen.cuda.build import CudaLibrary
+from fxprune.codegen.cuda.driver import Driver, Grid
+from fxprune.codegen.cuda.target import find_arch
+from fxprune.errors import UnsupportedError
+
+
+class Device(Protocol):
+    """What a program needs of the place it runs on."""
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where its tensors lie."""
+
+    def bind(self, name: str, grid: Grid, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+        """Return a call of a kernel.
+
+        Args:
+            name: The kernel, by the name of its script.
+            grid: How it is started.
+            tensors: Its arguments by name.
+        """
+
+    def enter(self) -> None:
+        """Make ready for calls from this thread."""
+
+
+def find_gpu(index: int | None = None) -> torch.device:
+    """Return a GPU of this machine.
+
+    Args:
+        index: Its number; None = the current one.
+
+    Raises:
+        UnsupportedError: There is none that torch can use.
+    """
+    if torch.version.cuda is None:
+        raise UnsupportedError("This torch was built without CUDA; install one with CUDA to run on a GPU.")
+    if not torch.cuda.is_available():
+        raise UnsupportedError("torch finds no GPU on this machine, or the driver is too old for it.")
+    return torch.device("cuda", torch.cuda.current_device() if index is None else index)
+
+
+class Gpu:
+    """A GPU with the kernels of one program."""
+
+    def __init__(self, library: CudaLibrary, device: torch.device) -> None:
+        """Load the kernels.
+
+        Args:
+            library: The kernels.
+            device: A CUDA device.
+
+        Raises:
+            UnsupportedError: They are for another architecture or a newer driver.
+        """
+        capability = torch.cuda.get_device_capability(device)
+        if library.parts and not _can_run(library.arch, capability):
+            raise UnsupportedError(
+                f"The kernels were compiled for {library.arch}, and {torch.cuda.get_device_name(device)} is an "
+                f"{_architecture(capability)}. Compile again for that architecture."
+            )
+        self.torch_device = device
+        self._driver = Driver(device.index or 0)
+        self._modules: list[ctypes.c_void_p] = [self._driver.load(code) for code in library.parts]
+        self._functions = library.functions
+
+    def enter(self) -> None:
+        """Use the device's context in this thread."""
+        self._driver.make_current()
+
+    def bind(self, name: str, grid: Grid, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+        """Return a call that launches a kernel on torch's current stream."""
+        function, device = self._functions[name], self.torch_device
+        ordered = [tensors[parameter] for parameter in function.parameters]
+        launch = self._driver.bind(self._modules[function.part], function.symbol, grid, ordered)
+        return lambda: launch(torch.cuda.current_stream(device).cuda_stream)
+
+
+def _can_run(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether a GPU runs machine code: of its major architecture, no newer; of exactly its own if that ends in "a"."""
+    number = arch.removeprefix("sm_").removesuffix("a")
+    major, minor = int(number[:-1]), int(number[-1])
+    if arch.endswith("a"):
+        return (major, minor) == capability
+    return major == capability[0] and minor <= capability[1]
+
+
+def _architecture(capability: tuple[int, int]) -> str:
+    try:
+        return find_arch(capability)
+    except UnsupportedError:
+        return f"sm_{capability[0]}{capability[1]}"

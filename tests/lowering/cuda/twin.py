@@ -1,0 +1,62 @@
+"""A device whose kernels are the twins on the CPU: a whole compiled program runs without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import tvm_ffi
+
+from fxprune import CompiledModule
+from fxprune.codegen.build import Library
+from fxprune.codegen.cuda.driver import Grid
+from fxprune.codegen.target import parse_target
+from fxprune.lowering.cuda.program import CudaProgram
+
+ORDER = ("X", "W", "OFF", "BEGIN", "STEPS", "BASE", "ROWS", "BIAS", "Y", "RES")
+"""A twin's arguments."""
+
+
+class TwinDevice:
+    """Stands for the GPU; its buffers are poisoned where a program relies on nothing.
+
+    Attributes:
+        launches: Grids of all launches so far, by function.
+    """
+
+    def __init__(self, program: CudaProgram) -> None:
+        """Build the twins of a program's kernels."""
+        self.torch_device = torch.device("cpu")
+        scripts = {step.function: step.kernel.script(step.function, "twin") for step in program.parts.steps}
+        self._library = Library(scripts, parse_target("cpu", 1)) if scripts else None
+        self.launches: list[tuple[str, Grid]] = []
+
+    def enter(self) -> None:
+        """Nothing has to be made ready."""
+
+    def bind(self, name: str, grid: Grid, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+        """Return a call of a twin."""
+        assert self._library is not None
+        arguments = [tvm_ffi.from_dlpack(tensors[key]) for key in ORDER if key in tensors]
+        function = self._library[name]
+
+        def run() -> None:
+            self.launches.append((name, grid))
+            function(*arguments)
+
+        return run
+
+
+def program_of(compiled: CompiledModule) -> CudaProgram:
+    """Return the program compiled last."""
+    program = compiled._last().program
+    assert isinstance(program, CudaProgram)
+    return program
+
+
+def tie_to_twin(compiled: CompiledModule) -> TwinDevice:
+    """Make a compiled model run on the twins of its kernels."""
+    program = program_of(compiled)
+    device = TwinDevice(program)
+    program.tie(device)
+    return device
