@@ -14,6 +14,10 @@ STRUCTURES = ("exact", "refill", "refill+", "regroup")
 """What `structure` may be: the mask as it is; whole rows; a fifth of the other rows in addition; row groups."""
 
 
+LEVELS = ("off", "default", "max")
+"""What `tune` may be, besides a number of seconds."""
+
+
 @dataclass(frozen=True)
 class Options:
     """The `options` of `compile`.
@@ -27,7 +31,40 @@ class Options:
     threads: int | None = None
 
 
-def check_arguments(structure: str, dtype: torch.dtype | None, tune: str | float | None, database: str | None) -> None:
+@dataclass(frozen=True)
+class Effort:
+    """How long `compile` searches for faster kernels.
+
+    Attributes:
+        level: "off": what the records hold, and else the usual candidates, timed anew each time. "default": the usual
+            candidates, timed once and recorded. "max": all candidates, recorded.
+        seconds: How long "max" may take; None = as long as it needs.
+    """
+
+    level: str = "off"
+    seconds: float | None = None
+
+
+def read_tune(tune: str | float | None, options: Options) -> Effort:
+    """Read the `tune` argument.
+
+    Raises:
+        UnsupportedError: It is neither a level nor a number of seconds, or nothing may be measured.
+    """
+    if tune is None or tune == "off":
+        return Effort()
+    if not options.measure:
+        raise UnsupportedError(f"tune={tune!r} measures, and options['measure'] is False. Leave one of them out.")
+    if isinstance(tune, str) and tune in LEVELS:
+        return Effort(tune)
+    if isinstance(tune, (int, float)) and not isinstance(tune, bool) and 0 < tune < float("inf"):
+        return Effort("max", float(tune))
+    raise UnsupportedError(
+        f"tune={tune!r} is not known; pass one of {', '.join(map(repr, LEVELS))}, or a number of seconds above 0."
+    )
+
+
+def check_arguments(structure: str, dtype: torch.dtype | None) -> None:
     """Refuse values that this version does not support.
 
     Raises:
@@ -37,10 +74,6 @@ def check_arguments(structure: str, dtype: torch.dtype | None, tune: str | float
         raise UnsupportedError(f"structure={structure!r} is not known; pass one of {', '.join(map(repr, STRUCTURES))}.")
     if dtype not in (None, torch.float32):
         raise UnsupportedError(f"dtype={dtype} is not supported by this version; it computes in torch.float32.")
-    if tune not in (None, "off"):
-        raise UnsupportedError(f"tune={tune!r} is not supported by this version; pass None or 'off'.")
-    if database is not None:
-        raise UnsupportedError(f"database={database!r} is not supported by this version; leave it out.")
 
 
 def read_options(options: Mapping[str, object] | None) -> Options:

@@ -7,10 +7,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import fx
 
+from fxprune.arguments import Effort
 from fxprune.channels.record import compose_cuts
 from fxprune.codegen.format import full_pattern, padded_stored
 from fxprune.codegen.memory import release_unused
@@ -22,12 +24,16 @@ from fxprune.graph import Captured
 from fxprune.layer import find_layer
 from fxprune.lowering.choice import Case, Choice, Chosen, constant
 from fxprune.lowering.geometry import find_obstacle, shape_of
+from fxprune.lowering.known import Known
 from fxprune.lowering.measure import time_calls
 from fxprune.lowering.profile import profile
 from fxprune.lowering.program import Build, Program, lower
 from fxprune.lowering.select import NOISE, select
+from fxprune.lowering.whole import WholeTimes, recall_whole, record_whole, whole_text
 from fxprune.nodes import annotation_of, module_path
 from fxprune.passes import PassRecord
+from fxprune.records.database import Database
+from fxprune.regroup import cover_at
 from fxprune.report import CompileReport, LayerReport, MaskFacts
 
 __all__ = [
@@ -57,6 +63,17 @@ def prepare_target(target: str | Mapping[str, object], threads: int | None) -> C
     return parse_target(target, threads or torch.get_num_threads())
 
 
+def open_records(database: Path, target: CpuTarget, effort: Effort) -> Known:
+    """Return the records that fit a target on this machine.
+
+    Args:
+        database: The file.
+        target: The CPU.
+        effort: Whether they are added to.
+    """
+    return Known(Database(database), target, fills=effort.level != "off")
+
+
 def build(
     captured: Captured,
     inputs: Sequence[object],
@@ -65,6 +82,7 @@ def build(
     target: CpuTarget,
     *,
     measure: bool,
+    known: Known | None,
     start: float,
 ) -> Specialisation:
     """Choose, lower, check against dense, report.
@@ -76,11 +94,12 @@ def build(
         facts: What the report says of the masks.
         target: The CPU.
         measure: Choose by timing on this machine.
+        known: Records of earlier measurements.
         start: `time.perf_counter` when the compilation began.
     """
     gm = captured.graph_module
     _check_inputs(gm, inputs)
-    made = decide(gm, inputs, facts, target, measure=measure)
+    made = decide(gm, inputs, facts, target, measure=measure, known=known)
     report = CompileReport(
         target=target.description,
         threads=target.threads,
@@ -91,7 +110,7 @@ def build(
         refusals=tuple((refusal.node, refusal.reason) for record in records for refusal in record.refusals),
         function_change=facts.function_change,
         whole_model=made.verdict,
-        overhead=profile(made.program, inputs) if measure and made.program.kernels else None,
+        overhead=made.overhead,
         compile_seconds=time.perf_counter() - start,
         versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
@@ -107,15 +126,23 @@ class Decision:
         program: What runs.
         layers: The layers of the report.
         verdict: What was given back, sparse or dense, and why.
+        overhead: Where the time of a call goes; None: not measured, or no kernels.
     """
 
     program: Program
     layers: tuple[LayerReport, ...]
     verdict: str
+    overhead: Mapping[str, float] | None = None
 
 
 def decide(
-    gm: fx.GraphModule, inputs: Sequence[object], facts: MaskFacts, target: CpuTarget, *, measure: bool
+    gm: fx.GraphModule,
+    inputs: Sequence[object],
+    facts: MaskFacts,
+    target: CpuTarget,
+    *,
+    measure: bool,
+    known: Known | None = None,
 ) -> Decision:
     """Choose, lower, and check against dense.
 
@@ -125,12 +152,21 @@ def decide(
         facts: What the report says of the masks.
         target: The CPU.
         measure: Choose by timing on this machine.
+        known: Records of earlier measurements.
     """
     cases, obstacles = find_cases(gm)
-    choices = select(cases, target, measure=measure)
+    choices = select(cases, target, measure=measure, known=known)
+    cases = _regroup({node: choice.group_height for node, choice in choices.items()}, cases)
     program = lower(gm, cases, choices, target)
-    program, choices, verdict = _guard(gm, program, inputs, choices, target, measure=measure)
-    return Decision(program, tuple(report_layers(gm, cases, choices, obstacles, facts, program.kernels)), verdict)
+    times = _time_whole(gm, program, inputs, target, known) if measure and program.kernels else None
+    program, choices, verdict = _guard(gm, program, choices, target, times)
+    layers = tuple(report_layers(gm, cases, choices, obstacles, facts, program.kernels))
+    return Decision(program, layers, verdict, times.overhead if times and program.kernels else None)
+
+
+def _regroup(heights: Mapping[fx.Node, int | None], cases: Mapping[fx.Node, Case]) -> dict[fx.Node, Case]:
+    """Return the cases with the row groups that were chosen for them."""
+    return {node: cover_at(case, heights.get(node)) for node, case in cases.items()}
 
 
 def keep_dense(gm: fx.GraphModule, facts: MaskFacts, target: CpuTarget, reason: str) -> Decision:
@@ -149,16 +185,24 @@ def keep_dense(gm: fx.GraphModule, facts: MaskFacts, target: CpuTarget, reason: 
     return Decision(program, layers, f"dense: {reason}")
 
 
-def restore(gm: fx.GraphModule, schedules: Mapping[str, Schedule], target: CpuTarget, build: Build) -> Program:
+def restore(
+    gm: fx.GraphModule,
+    schedules: Mapping[str, Schedule],
+    heights: Mapping[str, int],
+    target: CpuTarget,
+    build: Build,
+) -> Program:
     """Lower a graph as it was lowered before.
 
     Args:
         gm: The graph after all passes.
         schedules: The schedules of then, by node name.
+        heights: Heights that row groups were covered for, by node name, where not those of the annotations.
         target: The CPU.
         build: Makes the library.
     """
     cases = find_cases(gm)[0] if schedules else {}
+    cases = _regroup({node: heights.get(node.name) for node in cases}, cases)
     return lower(gm, cases, {node: Choice(schedules.get(node.name), "") for node in cases}, target, build)
 
 
@@ -204,22 +248,35 @@ def find_cases(gm: fx.GraphModule, *, depthwise: bool = True) -> tuple[dict[fx.N
     return cases, obstacles
 
 
+def _time_whole(
+    gm: fx.GraphModule, program: Program, inputs: Sequence[object], target: CpuTarget, known: Known | None
+) -> WholeTimes:
+    """Time the whole model with kernels and on dense torch, unless the records have that."""
+    name = whole_text(program, inputs)
+    found = None if known is None else recall_whole(known, name)
+    if found is not None:
+        return found
+    dense = lower(gm, {}, {}, target)
+    ours, theirs = time_calls([lambda: program.run(inputs), lambda: dense.run(inputs)])
+    made = WholeTimes(ours, theirs, profile(program, inputs))
+    if known is not None and known.fills:
+        record_whole(known, name, made)
+    return made
+
+
 def _guard(
     gm: fx.GraphModule,
     program: Program,
-    inputs: Sequence[object],
     choices: dict[fx.Node, Choice],
     target: CpuTarget,
-    *,
-    measure: bool,
+    times: WholeTimes | None,
 ) -> tuple[Program, dict[fx.Node, Choice], str]:
     """Give back the dense program if it is faster as a whole."""
     if not program.kernels:
         return program, choices, "dense: no layer gains from a kernel"
-    if not measure:
+    if times is None:
         return program, choices, "sparse: chosen by the cost model, nothing was measured"
-    dense = lower(gm, {}, {}, target)
-    ours, theirs = (seconds * 1e3 for seconds in time_calls([lambda: program.run(inputs), lambda: dense.run(inputs)]))
+    ours, theirs = times.kernels_seconds * 1e3, times.dense_seconds * 1e3
     if ours <= theirs * (1 - NOISE):
         return program, choices, f"sparse: measured {ours:.2f} ms, the same graph on dense torch {theirs:.2f} ms"
     reason = f"the whole model is no faster with kernels: {ours:.2f} ms, on dense torch {theirs:.2f} ms"
@@ -227,7 +284,7 @@ def _guard(
         node: Choice(None, f"{reason}; this layer: {choice.reason}", None, choice.dense_us, choice.dense_us)
         for node, choice in choices.items()
     }
-    return dense, given_back, f"dense: {reason}"
+    return lower(gm, {}, {}, target), given_back, f"dense: {reason}"
 
 
 def report_layers(

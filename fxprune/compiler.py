@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
-from fxprune.arguments import check_arguments, read_example_inputs, read_options
+from fxprune.arguments import check_arguments, read_example_inputs, read_options, read_tune
 from fxprune.compiled import CompiledModule, Specialisation, check_not_compiled
 from fxprune.debug import configure_logging, dump_text
 from fxprune.frozen.artifact import Source
@@ -23,6 +23,7 @@ from fxprune.masks import kept_weight_shares, open_masks
 from fxprune.originals import OriginalLayer, count_from_originals, find_originals
 from fxprune.passes import PassRecord, default_pipeline, run_passes
 from fxprune.passes.final_masks import FinalMasks
+from fxprune.records.place import find_database
 from fxprune.report import MaskFacts
 from fxprune.targets import open_backend
 from fxprune.transform.change import describe_structure
@@ -55,7 +56,7 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
     structure: str = "exact",
     dtype: torch.dtype | None = None,
     tune: str | float | None = None,
-    database: str | None = None,
+    database: str | os.PathLike[str] | None = None,
     options: Mapping[str, object] | None = None,
 ) -> CompiledModule:
     """Compile a pruned model into a module that computes the same in a fraction of the time.
@@ -72,8 +73,10 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         structure: "exact": the result equals the masked model. "refill", "refill+", "regroup": the masks become whole
             rows or row groups first, which changes what the model computes; `.masks` are the masks to retrain with.
         dtype: torch.float32 or None; the target "torch" computes in the type of the model.
-        tune: None or "off".
-        database: None.
+        tune: None or "off": kernels are chosen by their records in the database; layers without records by timing a few
+            candidates, which is forgotten. "default": those times are recorded, and a second compilation starts no
+            measurement. "max", or a number of seconds: all candidates first, as `fxprune.tune` does.
+        database: The file of the records. None: `records.jsonl` in the folder FXPRUNE_CACHE_DIR or the user's cache.
         options: "measure" (bool, default True: choose kernels by timing them), "threads" (int, default torch's).
 
     Returns:
@@ -85,11 +88,12 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         CodegenError: A kernel could not be built.
     """
     configure_logging()
-    check_arguments(structure, dtype, tune, database)
+    check_arguments(structure, dtype)
     chosen = read_options(options)
+    effort = read_tune(tune, chosen)
     inputs = read_example_inputs(example_inputs)
     check_not_compiled(model)
-    backend = open_backend(target, chosen)
+    backend = open_backend(target, chosen, effort, find_database(database))
     if backend.elsewhere:
         model, masks, inputs = on_host(model), on_host(masks), on_host(inputs)
     kept = open_masks(model, masks)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from fxprune.arguments import Options
+from fxprune.arguments import Effort, Options
 from fxprune.compiled import Specialisation
+from fxprune.errors import UnsupportedError
 from fxprune.graph import Captured
 from fxprune.passes import PassRecord
 from fxprune.report import MaskFacts
@@ -31,30 +33,37 @@ class Backend:
     elsewhere: bool = False
 
 
-def open_backend(target: str | Mapping[str, object], options: Options) -> Backend:
+def open_backend(target: str | Mapping[str, object], options: Options, effort: Effort, database: Path) -> Backend:
     """Return what builds for a target.
 
     Args:
         target: "torch" for the cut dense graph; "cpu", "cuda" or a TVM target for kernels.
         options: Threads, and whether kernels are measured.
+        effort: How long kernels are searched for.
+        database: The file of the records.
 
     Raises:
         UnsupportedError: The target is not supported.
     """
     if target == "torch":
+        if effort.level != "off":
+            raise UnsupportedError("target='torch' has no kernels to tune. Leave tune out, or pass target='cpu'.")
         from fxprune import shrunk
 
         return Backend((), shrunk.build)
     if _is_cuda(target):
+        if effort.level != "off":
+            raise UnsupportedError("Kernels for CUDA are not tuned by this version. Leave tune out for target='cuda'.")
         return _open_cuda(target)
     from fxprune import backend  # loads TVM, which `import fxprune` does not
 
     cpu = backend.prepare_target(target, options.threads)
+    known = backend.open_records(database, cpu, effort)
 
     def build(
         captured: Captured, inputs: Sequence[object], records: Sequence[PassRecord], facts: MaskFacts, start: float
     ) -> Specialisation:
-        made = backend.build(captured, inputs, records, facts, cpu, measure=options.measure, start=start)
+        made = backend.build(captured, inputs, records, facts, cpu, measure=options.measure, known=known, start=start)
         backend.release_unused()
         return made
 

@@ -31,6 +31,14 @@ def seed() -> int:
     return 0
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the records of each test apart from the user's; returns their folder."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("FXPRUNE_CACHE_DIR", str(folder))
+    return folder
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Return `check(name, text)`, which compares a text with `golden/<name>.txt` beside the test file."""

@@ -65,10 +65,12 @@ class Candidate:
     Attributes:
         schedule: Options of the kernel.
         predicted_us: Predicted time, microseconds.
+        group_height: Height that the row groups are covered for; None = as they are.
     """
 
     schedule: Schedule
     predicted_us: float
+    group_height: int | None = None
 
 
 def peak_gflops(target: CpuTarget) -> float:

@@ -83,7 +83,8 @@ def trust(stored: Stored, binary: bytes) -> tuple[Program, CompileReport]:
         return Library.from_binary(binary, target.threads)
 
     schedules = {name: read_schedule(written) for name, written in stored.recipe["schedules"].items()}
-    return backend.restore(stored.graph_module, schedules, target, open_library), stored.report
+    heights = stored.recipe["group_heights"]
+    return backend.restore(stored.graph_module, schedules, heights, target, open_library), stored.report
 
 
 def rebuild(stored: Stored) -> tuple[Program, CompileReport]:
@@ -96,7 +97,8 @@ def rebuild(stored: Stored) -> tuple[Program, CompileReport]:
     here = backend.prepare_target("cpu", then.threads)
     if here == then:
         schedules = {name: read_schedule(written) for name, written in stored.recipe["schedules"].items()}
-        program = backend.restore(stored.graph_module, schedules, here, Library)
+        heights = stored.recipe["group_heights"]
+        program = backend.restore(stored.graph_module, schedules, heights, here, Library)
         return program, replace(stored.report, versions=installed_versions())
     made = backend.decide(stored.graph_module, stored.form.flat(), stored.facts, here, measure=True)
     return made.program, _renew(stored, made, here.description)

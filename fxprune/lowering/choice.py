@@ -84,6 +84,7 @@ class Choice:
         predicted_us: Predicted time of what was chosen, microseconds; None if nothing was predicted.
         measured_us: Its measured time; None if nothing was measured.
         dense_us: Measured time of the dense layer.
+        group_height: Height that its row groups are covered for; None = those of its annotation.
     """
 
     schedule: Schedule | None
@@ -91,18 +92,22 @@ class Choice:
     predicted_us: float | None = None
     measured_us: float | None = None
     dense_us: float | None = None
+    group_height: int | None = None
 
     @property
     def family(self) -> str:
         """Who computes it: "dense"; "rows", channels-last, depthwise kernels too; or "pixels"."""
-        if self.schedule is None:
-            return "dense"
-        return "pixels" if isinstance(self.schedule, PixelsSchedule) else "rows"
+        return "dense" if self.schedule is None else family_of(self.schedule)
 
     @property
     def kernel(self) -> str:
         """Name of the kernel for the report."""
         return "dense: torch" if self.schedule is None else str(self.schedule)
+
+
+def family_of(schedule: Schedule) -> str:
+    """Return the family of a kernel's options: "rows", channels-last, depthwise kernels too; or "pixels"."""
+    return "pixels" if isinstance(schedule, PixelsSchedule) else "rows"
 
 
 def constant(gm: fx.GraphModule, node: fx.Node | None) -> torch.Tensor | None:

@@ -21,8 +21,10 @@ def write_recipe(choices: Mapping[fx.Node, Choice], target: CpuTarget, texts: Ma
         texts: TVMScript of each function by its global symbol.
     """
     schedules = {node.name: choice.schedule for node, choice in choices.items() if choice.schedule is not None}
+    heights = {node.name: choice.group_height for node, choice in choices.items() if choice.group_height is not None}
     return {
         "target": write_target(target),
+        "group_heights": heights,
         "schedules": {name: write_schedule(schedule) for name, schedule in schedules.items()},
         "functions": digest_texts(texts),
     }

@@ -8,8 +8,9 @@ for its conversions. A kernel is taken only if it beats dense by more than the n
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import fx
 
@@ -21,10 +22,11 @@ from fxprune.codegen.schedules import (
     rows_candidates,
 )
 from fxprune.codegen.target import CpuTarget
-from fxprune.lowering.choice import Case, Choice
+from fxprune.lowering.choice import Case, Choice, family_of
 from fxprune.lowering.geometry import is_depthwise
+from fxprune.lowering.known import DENSE, Known, candidate_text, read_candidate
 from fxprune.lowering.measure import Trial, build_trials, dense_call, time_calls, trial_workload
-from fxprune.lowering.plan import is_private, wanted_halo
+from fxprune.lowering.trials import find_trials
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ _FAMILIES = ("rows", "pixels")
 
 @dataclass(frozen=True)
 class _Option:
-    """One way to run a layer: candidate (None = dense), time in microseconds, and whether that was measured."""
+    """One way to run a layer: candidate (None = dense) and time in microseconds."""
 
     candidate: Candidate | None
     time_us: float
@@ -63,42 +65,47 @@ class _Entry:
 
     best: Mapping[str, _Option]
     dense_us: float
-    measured: bool
+    source: Literal["recorded", "measured", "predicted"]
 
 
-def select(cases: Mapping[fx.Node, Case], target: CpuTarget, *, measure: bool) -> dict[fx.Node, Choice]:
+def select(
+    cases: Mapping[fx.Node, Case], target: CpuTarget, *, measure: bool, known: Known | None = None
+) -> dict[fx.Node, Choice]:
     """Choose what runs every layer.
 
     Args:
         cases: The layers that kernels could compute, by node in graph order.
         target: The CPU.
-        measure: Time the candidates; False trusts the cost model.
+        measure: Time the candidates of layers without records; False trusts the cost model there.
+        known: Records, which are used first and, if it says so, added to.
     """
-    layers = {node: case.layer for node, case in cases.items()}
-    hoped = dict.fromkeys(cases, "rows")
-    keys: dict[fx.Node, Hashable] = {}
-    shapes = {node: case.shape for node, case in cases.items()}
-    unique: dict[Hashable, Trial] = {}
-    for node, case in cases.items():
-        kind = case.layer.kind, case.layer.dims
-        x_halo = wanted_halo(case.layer.input, kind, layers, shapes, hoped)
-        y_halo = wanted_halo(node, kind, layers, shapes, hoped)
-        trial = Trial(case, is_private(node, layers, hoped), x_halo, y_halo)
-        keys[node] = _key(trial)
-        unique.setdefault(keys[node], trial)
-    entries = _measure(unique, target) if measure else _predict(unique, target)
-    order = _best_order(cases, keys, entries)
-    return {node: _choose(case, entries[keys[node]], order) for node, case in cases.items()}
+    kinds, unique = find_trials(cases)
+    entries = {} if known is None else _recall(unique, target, known)
+    rest = {kind: trial for kind, trial in unique.items() if kind not in entries}
+    entries |= _measure(rest, target, known) if measure else _predict(rest, target)
+    order = _best_order(cases, kinds, entries)
+    return {node: _choose(case, entries[kinds[node]], order) for node, case in cases.items()}
 
 
-def _key(trial: Trial) -> Hashable:
-    """Return what layers of one kind have in common; stored cells count in steps of about 3 %."""
-    layer, pattern = trial.case.layer, trial.case.pattern
-    stored = round(pattern.density * 32) if pattern.density > 0.3 else round(pattern.density * 128)
-    tallest = max(pattern.heights(), default=0)
-    epilogue = (layer.activation, layer.activation_args, layer.residual is not None)
-    lies = (trial.private, trial.x_halo, trial.y_halo)
-    return trial.case.shape, layer.kind, epilogue, stored, tallest, lies
+def _recall(unique: Mapping[str, Trial], target: CpuTarget, known: Known) -> dict[str, _Entry]:
+    """Return what the records say of layers for which they say enough."""
+    entries: dict[str, _Entry] = {}
+    for kind, trial in unique.items():
+        records = known.of(kind)
+        dense = records.get(DENSE)
+        wanted = {candidate_text(one) for family in _candidates(trial, target).values() for one in family}
+        lacking = wanted - set(records) if known.fills else wanted and not set(records) - {DENSE}
+        if lacking or dense is None or dense.seconds is None:
+            continue
+        best: dict[str, _Option] = {}
+        for record in records.values():
+            candidate = None if record is dense or record.seconds is None else read_candidate(record)
+            if candidate is None or record.seconds is None:
+                continue
+            option, family = _Option(candidate, record.seconds * 1e6), family_of(candidate.schedule)
+            best[family] = min(best.get(family, option), option, key=lambda one: one.time_us)
+        entries[kind] = _Entry(best, dense.seconds * 1e6, "recorded")
+    return entries
 
 
 def _candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidate]]:
@@ -125,8 +132,8 @@ def _candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidate]]:
     }
 
 
-def _predict(unique: Mapping[Hashable, Trial], target: CpuTarget) -> dict[Hashable, _Entry]:
-    entries: dict[Hashable, _Entry] = {}
+def _predict(unique: Mapping[str, Trial], target: CpuTarget) -> dict[str, _Entry]:
+    entries: dict[str, _Entry] = {}
     for key, trial in unique.items():
         found = _candidates(trial, target)
         best = {
@@ -135,19 +142,21 @@ def _predict(unique: Mapping[Hashable, Trial], target: CpuTarget) -> dict[Hashab
             if candidates
         }
         dense = predict_dense_us(trial_workload(trial, "rows", target.threads, 1), target)
-        entries[key] = _Entry(best, dense, measured=False)
+        entries[key] = _Entry(best, dense, "predicted")
     return entries
 
 
-def _measure(unique: Mapping[Hashable, Trial], target: CpuTarget) -> dict[Hashable, _Entry]:
+def _measure(unique: Mapping[str, Trial], target: CpuTarget, known: Known | None) -> dict[str, _Entry]:
     """Time all candidates; those of all layers are built together, each layer is timed in turns with dense."""
     found = {key: _candidates(trial, target) for key, trial in unique.items()}
     flat = {key: [c for family in _FAMILIES for c in families[family]] for key, families in found.items()}
     calls = build_trials([(trial, flat[key]) for key, trial in unique.items()], target)
-    entries: dict[Hashable, _Entry] = {}
+    entries: dict[str, _Entry] = {}
     for (key, trial), trials in zip(unique.items(), calls, strict=True):
         *times, dense = time_calls([*trials, dense_call(trial.case)])
-        entries[key] = _Entry(_fastest(found[key], flat[key], times), dense * 1e6, measured=True)
+        entries[key] = _Entry(_fastest(found[key], flat[key], times), dense * 1e6, "measured")
+        if known is not None and known.fills:
+            known.add_trials(key, flat[key], times, dense)
         logger.debug("%s: dense %.1f us, %s", trial.case.annotation.name, dense * 1e6, entries[key].best)
     return entries
 
@@ -178,7 +187,7 @@ def _cells(spatial: tuple[int, int, int]) -> int:
 
 def _options(case: Case, entry: _Entry, order: str) -> list[tuple[float, str]]:
     """Return (time with conversions, family) of every way to run a layer where activations lie in `order`."""
-    margin = NOISE if entry.measured else MODEL_MARGIN
+    margin = MODEL_MARGIN if entry.source == "predicted" else NOISE
     conversion = _conversion_us(case)
     options = [(entry.dense_us * (1 - margin) + (conversion if order == "pixels" else 0.0), "dense")]
     for family, option in entry.best.items():
@@ -186,9 +195,7 @@ def _options(case: Case, entry: _Entry, order: str) -> list[tuple[float, str]]:
     return options
 
 
-def _best_order(
-    cases: Mapping[fx.Node, Case], keys: Mapping[fx.Node, Hashable], entries: Mapping[Hashable, _Entry]
-) -> str:
+def _best_order(cases: Mapping[fx.Node, Case], keys: Mapping[fx.Node, str], entries: Mapping[str, _Entry]) -> str:
     """Return the order of activations, named by its family, that makes the sum of all layers least."""
     sums = {
         order: sum(min(_options(case, entries[keys[node]], order))[0] for node, case in cases.items())
@@ -200,17 +207,18 @@ def _best_order(
 
 def _choose(case: Case, entry: _Entry, order: str) -> Choice:
     family = min(_options(case, entry, order))[1]
-    verb = "measured" if entry.measured else "predicted"
+    verb, timed = entry.source, entry.source != "predicted"
     times = {name: option.time_us for name, option in entry.best.items()} | {"dense": entry.dense_us}
     listed = ", ".join(f"{name} {time:.0f} us" for name, time in sorted(times.items(), key=lambda item: item[1]))
-    dense_us = entry.dense_us if entry.measured else None
+    dense_us = entry.dense_us if timed else None
     if family == "dense":
         reason = f"{verb} {listed}" if entry.best else _why_no_candidate(case, listed, verb)
-        return Choice(None, reason, entry.dense_us if not entry.measured else None, dense_us, dense_us)
+        return Choice(None, reason, None if timed else entry.dense_us, dense_us, dense_us)
     option = entry.best[family]
     assert option.candidate is not None
-    measured = option.time_us if entry.measured else None
-    return Choice(option.candidate.schedule, f"{verb} {listed}", option.candidate.predicted_us, measured, dense_us)
+    candidate, measured = option.candidate, option.time_us if timed else None
+    height = candidate.group_height
+    return Choice(candidate.schedule, f"{verb} {listed}", candidate.predicted_us, measured, dense_us, height)
 
 
 def _why_no_candidate(case: Case, listed: str, verb: str) -> str:

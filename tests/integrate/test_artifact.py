@@ -146,6 +146,21 @@ def test_other_ways_to_run_it(compiled: CompiledModule, saved: Path, native: str
     assert loaded.report.whole_model.startswith("dense: loaded with" if native == "dense" else "sparse")
 
 
+@pytest.mark.parametrize("native", ["trust", "dense"])
+def test_a_model_without_its_dead_channels_comes_back(tmp_path: Path, native: str) -> None:
+    model, masks = network()
+    masks["conv.weight"][:8] = False
+    masks["classifier.weight"][:, 8:12] = False
+    compiled = fxprune.compile(model, masks, example_inputs=X, options=QUICK)
+    compiled.save(tmp_path / "small.fxp")
+    loaded = fxprune.load(tmp_path / "small.fxp", native=native)
+    assert largest_difference(loaded(X), compiled(X)) <= (0 if native == "trust" else 1e-6)
+    ours, theirs = loaded.report.layers, compiled.report.layers
+    assert [layer.weight_shape for layer in ours] == [layer.weight_shape for layer in theirs]
+    assert [layer.macs_dense for layer in ours] == [layer.macs_dense for layer in theirs]
+    assert loaded.report.channels == compiled.report.channels
+
+
 def test_a_shrunk_model_comes_back(tmp_path: Path) -> None:
     model, masks = network()
     masks["conv.weight"][:8] = False

@@ -1,0 +1,1 @@
+"""Measured times that outlive the process: where they lie, and what they are measured for."""
