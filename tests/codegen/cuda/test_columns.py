@@ -128,7 +128,7 @@ def test_no_thread_waits_for_a_later_one() -> None:
 
 
 _LAYER = conv(16, 70, (9, 9), 3, padding=1, batch=4)
-_SCHEDULES = {
+SCHEDULES = {
     f"schedule_{rows}_{pixels}_{depth}_{stages}_{tm}x{tn}": cuda_case(
         _LAYER,
         ColumnsSchedule(rows, pixels, depth, stages, (tm, tn)),
@@ -149,8 +149,8 @@ _SCHEDULES = {
 
 @pytest.mark.slow
 def test_every_kind_of_tile_equals_torch() -> None:
-    suite = TwinSuite(_SCHEDULES)
-    for name in _SCHEDULES:
+    suite = TwinSuite(SCHEDULES)
+    for name in SCHEDULES:
         suite.check(name)
 
 

@@ -41,7 +41,7 @@ ARCH = {"kind": "cuda", "arch": "sm_90a"}
 @pytest.fixture(autouse=True)
 def no_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the machine code out: the twins run."""
-    monkeypatch.setattr("fxprune.lowering.cuda.lower.build_library", lambda _, arch: CudaLibrary(arch, (), {}))
+    monkeypatch.setattr("fxprune.lowering.cuda.lower.build_or_find", lambda _, arch: CudaLibrary(arch, (), {}))
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def tokens() -> nn.Module:
 
 
 _IMAGE = (10, 9)
-_MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "chain": (chain, (2, 3, *_IMAGE)),
     "chain, batch 4": (chain, (4, 3, *_IMAGE)),
     "residual": (residual, (1, 4, *_IMAGE)),
@@ -153,9 +153,9 @@ _MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 @pytest.mark.usefixtures("all_kernels")
-@pytest.mark.parametrize("name", _MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_program_computes_what_the_masked_model_does(name: str) -> None:
-    make, shape = _MODELS[name]
+    make, shape = MODELS[name]
     model = make()
     masks = draw_masks(model, row_groups(16, 0.4), shuffled(row_groups(8, 0.4)), cells(0.3))
     compiled = check(model, masks, torch.randn(shape))
