@@ -116,6 +116,8 @@ def _grid(work: Workload, schedule: ColumnsSchedule, table: BlockTable) -> tuple
 
 def _check_sizes(work: Workload, table: BlockTable, offsets: IndexArray) -> None:
     sizes = {"input": work.x.numel, "output": work.y.numel, "weight": int(table.values.size)}
+    if work.residual is not None:
+        sizes["residual"] = work.residual.numel
     for what, size in sizes.items():
         if size > _LARGEST_INDEX:
             raise CodegenError(f"The {what} of {work.shape} has {size} cells; kernels index with 32 bits.")
