@@ -18,6 +18,7 @@ from fxprune.lowering.choice import Case, constant
 from fxprune.lowering.cuda.choice import CudaChoice
 from fxprune.lowering.cuda.modules import CopyModule, LaunchModule
 from fxprune.lowering.cuda.plan import Interval, Placement, plan_buffers, plan_layouts
+from fxprune.lowering.cuda.pool import swap_around_pools
 from fxprune.lowering.cuda.program import CudaProgram, Parts, Step
 from fxprune.lowering.cuda.recipe import write_recipe
 from fxprune.lowering.dense import DenseLayer
@@ -76,6 +77,7 @@ def lower(
     for name, text in named.items():
         dump_text(f"kernel_{name}.txt", text)
     library = (open_library or build_or_find)(named, target.arch) if named else None
+    swap_around_pools(result.graph, placed.values())
     copies = _insert_copies(result, lowered)
     places, buffers = _plan_buffers(result, lowered, copies)
     steps = tuple(_make_step(result, node, item, places) for node, item in lowered.items())

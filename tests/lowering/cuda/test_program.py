@@ -191,6 +191,31 @@ def test_only_the_edges_are_copied() -> None:
     assert len(program.parts.copies) == 2, "the input, and the residual that torch makes"
 
 
+def _forward_pools(net: Layers, x: torch.Tensor) -> torch.Tensor:
+    y = F.relu(net.first(x))
+    y = F.avg_pool2d(F.max_pool2d(y, 3, 2, 1), 2, ceil_mode=True)
+    return F.adaptive_avg_pool2d(net.second(y), 2) + F.max_pool2d(net.third(y), 2)[..., :1, :1]
+
+
+@pytest.mark.usefixtures("all_kernels")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_pools_between_kernels_read_them_channels_last(batch: int) -> None:
+    layers = {"first": nn.Conv2d(3, 20, 3, padding=1), "second": nn.Conv2d(20, 9, 1), "third": nn.Conv2d(20, 9, 1)}
+    model = Function(_forward_pools, **layers).eval()
+    compiled = check(model, draw_masks(model, row_groups(16, 0.5)), torch.randn(batch, 3, 17, 19))
+    graph = program_of(compiled).graph_module
+    orders: list[bool] = []
+
+    class Watch(fx.Interpreter):
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            if "pool" in str(target):
+                orders.append(args[0].is_contiguous(memory_format=torch.channels_last))
+            return super().call_function(target, args, kwargs)
+
+    Watch(graph).run(torch.randn(batch, 3, 17, 19))
+    assert orders == [True] * 4
+
+
 @pytest.mark.usefixtures("all_kernels")
 def test_one_text_serves_layers_of_one_shape() -> None:
     model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))).eval()
