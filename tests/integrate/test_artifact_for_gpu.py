@@ -111,7 +111,7 @@ def test_a_loaded_model_says_that_there_is_no_gpu(saved: Path) -> None:
 
 def test_kernels_of_another_version_are_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The text of a kernel is what its machine code is known by."""
-    monkeypatch.setattr("fxprune.codegen.cuda.columns._WARP_ROWS", 2)
+    monkeypatch.setattr("fxprune.codegen.cuda.columns.WARP_ROWS", 2)
     with pytest.raises(ArtifactError, match=r"are not those that this version of fxprune makes .* native='rebuild'"):
         fxprune.load(saved)
 

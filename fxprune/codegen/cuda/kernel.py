@@ -9,14 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.annotation import IndexArray, RowGroupPattern
-from fxprune.codegen.cuda.columns import (
-    LARGEST_GRID_Y,
-    ColumnsSchedule,
-    Form,
-    build_columns_kernel,
-    tiles_of,
-)
+from fxprune.codegen.cuda.columns import Form, build_columns_kernel
 from fxprune.codegen.cuda.table import BlockTable, make_table
+from fxprune.codegen.cuda.tile import LARGEST_GRID_Y, ColumnsSchedule, tiles_of
 from fxprune.codegen.format import Float32Array, PackedWeight, pack
 from fxprune.codegen.workload import Workload, column_offsets
 from fxprune.errors import CodegenError
