@@ -79,7 +79,6 @@ def measure_layer(case: LayerCase, target: CudaTarget, device: torch.device, cou
     """
     kernels = case.kernels(target, count)
     gpu = Gpu(open_library(layer_scripts(case, target, count), target.arch), device)
-    gpu.enter()
     x = draw_input(case, device)
     weight = torch.from_numpy(case.weight()).reshape(case.shape.channels_out, -1, *case.shape.kernel[1:]).to(device)
     bias = torch.linspace(-1, 1, case.shape.channels_out, device=device)
@@ -89,8 +88,9 @@ def measure_layer(case: LayerCase, target: CudaTarget, device: torch.device, cou
     errors: dict[str, float] = {}
     for number, (kernel, _) in enumerate(kernels):
         name = str(kernel.schedule)
-        calls[name], y = _bind(gpu, f"tile_{number}", kernel, x)
-        calls[name]()
+        with gpu.running():
+            calls[name], y = _bind(gpu, f"tile_{number}", kernel, x)
+            calls[name]()
         errors[name] = float((y.double() - wanted).abs().max() / wanted.abs().max())
         assert errors[name] <= TOLERANCE, f"{case.label}: {name} is off by {errors[name]}"
     channels_last = weight.contiguous(memory_format=torch.channels_last)

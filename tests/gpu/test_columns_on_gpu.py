@@ -34,8 +34,8 @@ def run_on_gpu(kernels: Gpu, name: str, case: CudaCase) -> torch.Tensor:
     y = poisoned(work.y.numel)
     whole = torch.empty(0).set_(y.untyped_storage()).to(device)
     arguments["Y"] = whole[y.storage_offset() : y.storage_offset() + y.numel()]
-    kernels.enter()
-    kernels.bind(name, Grid(kernel.grid, kernel.schedule.threads), arguments)()
+    with kernels.running():
+        kernels.bind(name, Grid(kernel.grid, kernel.schedule.threads), arguments)()
     torch.cuda.synchronize(device)
     found = whole.cpu()[y.storage_offset() : y.storage_offset() + y.numel()]
     assert guards_are_intact(found), "written outside the output"

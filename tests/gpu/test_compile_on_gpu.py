@@ -61,6 +61,41 @@ def test_another_stream_is_the_one_that_runs(gpu: torch.device) -> None:
     assert largest_difference(found.cpu(), run_masked(model, {}, x)) <= TOLERANCE
 
 
+def test_runs_on_two_streams_do_not_meet(gpu: torch.device) -> None:
+    """They share the program's buffers; the second waits for the first though the streams do not."""
+    model = MODELS["chain"][0]()
+    x = torch.randn(MODELS["chain"][1])
+    masks = draw_masks(model, row_groups(16, 0.4))
+    compiled = fxprune.compile(model, masks, "cuda", example_inputs=x)
+    streams = [torch.cuda.Stream(gpu) for _ in range(2)]  # type: ignore[no-untyped-call]
+    inputs = [(x + number).to(gpu) for number in range(20)]
+    torch.cuda.synchronize(gpu)
+    found = []
+    for number, value in enumerate(inputs):
+        with torch.cuda.stream(streams[number % 2]):
+            found.append(compiled(value))
+    torch.cuda.synchronize(gpu)
+    for value, output in zip(inputs, found, strict=True):
+        assert largest_difference(output.cpu(), run_masked(model, masks, value.cpu())) <= TOLERANCE
+
+
+def test_a_cuda_graph_holds_a_whole_run(gpu: torch.device) -> None:
+    model = MODELS["chain"][0]()
+    x = torch.randn(MODELS["chain"][1])
+    masks = draw_masks(model, row_groups(16, 0.4))
+    compiled = fxprune.compile(model, masks, "cuda", example_inputs=x)
+    fixed = x.to(gpu)
+    compiled(fixed)
+    torch.cuda.synchronize(gpu)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = compiled(fixed)
+    fixed.copy_(x + 1)
+    graph.replay()
+    torch.cuda.synchronize(gpu)
+    assert largest_difference(found.cpu(), run_masked(model, masks, x + 1)) <= TOLERANCE
+
+
 def test_an_input_on_the_cpu_is_named(gpu: torch.device) -> None:
     model = MODELS["chain"][0]()
     x = torch.randn(MODELS["chain"][1])
