@@ -141,7 +141,7 @@ def keep_dense(
         The program, the layers of its report, and its verdict.
     """
     target, _ = read_recipe(recipe)
-    cases, obstacles = find_cases(gm)
+    cases, obstacles = find_cases(gm, depthwise=False)
     choices = {node: CudaChoice(None, reason) for node in cases}
     layers = report_layers(gm, cases, choices, obstacles, facts, {})
     return lower(gm, cases, choices, target), tuple(layers), f"dense: {reason}"
