@@ -19,6 +19,7 @@ from fxprune.codegen.memory import release_unused
 from fxprune.codegen.schedules import Schedule, stored_pattern
 from fxprune.codegen.target import CpuTarget, check_versions, parse_target
 from fxprune.compiled import Specialisation
+from fxprune.covering import cover_at
 from fxprune.errors import UnsupportedError
 from fxprune.graph import Captured
 from fxprune.layer import find_layer
@@ -33,7 +34,6 @@ from fxprune.lowering.whole import WholeTimes, recall_whole, record_whole, whole
 from fxprune.nodes import annotation_of, module_path
 from fxprune.passes import PassRecord
 from fxprune.records.database import Database
-from fxprune.regroup import cover_at
 from fxprune.report import CompileReport, LayerReport, MaskFacts
 
 __all__ = [
