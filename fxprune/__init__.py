@@ -16,6 +16,7 @@ from fxprune.errors import (
 from fxprune.integrate import load
 from fxprune.masks import load_masks, save_masks
 from fxprune.transform import ChangedMasks, MaskChange, find_coupled, refill, regroup, saliency
+from fxprune.tuner import tune
 
 __all__ = [
     "ArtifactError",
@@ -39,4 +40,5 @@ __all__ = [
     "saliency",
     "save_masks",
     "shrink_state",
+    "tune",
 ]

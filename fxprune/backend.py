@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from fxprune.nodes import annotation_of, module_path
 from fxprune.passes import PassRecord
 from fxprune.records.database import Database
 from fxprune.report import CompileReport, LayerReport, MaskFacts
+from fxprune.tuning.progress import Show, Standing, TerminalProgress
+from fxprune.tuning.search import Search
 
 __all__ = [
     "Decision",
@@ -46,6 +49,7 @@ __all__ = [
     "release_unused",
     "report_layers",
     "restore",
+    "search",
 ]
 
 logger = logging.getLogger(__name__)
@@ -63,15 +67,44 @@ def prepare_target(target: str | Mapping[str, object], threads: int | None) -> C
     return parse_target(target, threads or torch.get_num_threads())
 
 
-def open_records(database: Path, target: CpuTarget, effort: Effort) -> Known:
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """Records, and how long to search for more.
+
+    Attributes:
+        known: The records that fit a target on this machine.
+        effort: How long to search.
+    """
+
+    known: Known
+    effort: Effort
+
+
+def open_records(database: Path, target: CpuTarget, effort: Effort) -> Tuning:
     """Return the records that fit a target on this machine.
 
     Args:
         database: The file.
         target: The CPU.
-        effort: Whether they are added to.
+        effort: How long to search.
     """
-    return Known(Database(database), target, fills=effort.level != "off")
+    fills, needs_all = effort.level != "off", effort.level == "default"
+    return Tuning(Known(Database(database), target, fills=fills, needs_all=needs_all), effort)
+
+
+def search(
+    gm: fx.GraphModule, target: CpuTarget, tuning: Tuning, executor: Executor | None, progress: Show
+) -> Standing:
+    """Search for faster kernels.
+
+    Args:
+        gm: The graph after all passes.
+        target: The CPU.
+        tuning: The records, and how long to search.
+        executor: Runs the trials; None = this process.
+        progress: Is told of every step.
+    """
+    return Search(find_cases(gm)[0], target, tuning.known, executor, progress).run(tuning.effort.seconds)
 
 
 def build(
@@ -82,7 +115,7 @@ def build(
     target: CpuTarget,
     *,
     measure: bool,
-    known: Known | None,
+    tuning: Tuning | None,
     start: float,
 ) -> Specialisation:
     """Choose, lower, check against dense, report.
@@ -94,12 +127,12 @@ def build(
         facts: What the report says of the masks.
         target: The CPU.
         measure: Choose by timing on this machine.
-        known: Records of earlier measurements.
+        tuning: Records of earlier measurements, and how long to search for more.
         start: `time.perf_counter` when the compilation began.
     """
     gm = captured.graph_module
     _check_inputs(gm, inputs)
-    made = decide(gm, inputs, facts, target, measure=measure, known=known)
+    made = decide(gm, inputs, facts, target, measure=measure, tuning=tuning)
     report = CompileReport(
         target=target.description,
         threads=target.threads,
@@ -142,7 +175,7 @@ def decide(
     target: CpuTarget,
     *,
     measure: bool,
-    known: Known | None = None,
+    tuning: Tuning | None = None,
 ) -> Decision:
     """Choose, lower, and check against dense.
 
@@ -152,9 +185,13 @@ def decide(
         facts: What the report says of the masks.
         target: The CPU.
         measure: Choose by timing on this machine.
-        known: Records of earlier measurements.
+        tuning: Records of earlier measurements, and how long to search for more.
     """
     cases, obstacles = find_cases(gm)
+    known = None if tuning is None else tuning.known
+    if tuning is not None and tuning.effort.level == "max":
+        with TerminalProgress() as progress:
+            search(gm, target, tuning, None, progress)
     choices = select(cases, target, measure=measure, known=known)
     cases = _regroup({node: choice.group_height for node, choice in choices.items()}, cases)
     program = lower(gm, cases, choices, target)

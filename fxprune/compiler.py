@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
@@ -17,34 +17,17 @@ from fxprune.compiled import CompiledModule, Specialisation, check_not_compiled
 from fxprune.debug import configure_logging, dump_text
 from fxprune.frozen.artifact import Source
 from fxprune.frozen.inputs import InputForm
-from fxprune.graph import Captured, annotate, capture, check_ready
+from fxprune.graph import check_ready
 from fxprune.host import on_host
 from fxprune.masks import kept_weight_shares, open_masks
-from fxprune.originals import OriginalLayer, count_from_originals, find_originals
-from fxprune.passes import PassRecord, default_pipeline, run_passes
-from fxprune.passes.final_masks import FinalMasks
+from fxprune.originals import count_from_originals
+from fxprune.passes import default_pipeline
+from fxprune.prepare import Prepared, prepare
 from fxprune.records.place import find_database
 from fxprune.report import MaskFacts
 from fxprune.targets import open_backend
 from fxprune.transform.change import describe_structure
 from fxprune.transform.layers import find_families, find_scores
-
-
-@dataclass(frozen=True, eq=False)
-class _Prepared:
-    """A model captured for one set of inputs, after all passes.
-
-    Attributes:
-        captured: The graph.
-        originals: Its layers before any pass.
-        records: What the passes did.
-        masks: The final masks by parameter name.
-    """
-
-    captured: Captured
-    originals: tuple[OriginalLayer, ...]
-    records: tuple[PassRecord, ...]
-    masks: Mapping[str, torch.Tensor]
 
 
 def compile(  # noqa: A001  # the public name; torch.compile has it too
@@ -101,19 +84,14 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
     pipeline = default_pipeline(backend.efficiency, structure)
     scores = None if structure == "exact" else find_scores(model, kept)
 
-    def prepare(args: tuple[object, ...], kwargs: Mapping[str, object]) -> _Prepared:
-        captured = capture(model, args, kwargs, kept)
-        annotate(captured.graph_module, kept, scores)
-        originals = find_originals(captured.graph_module)
-        final = FinalMasks(kept)
-        records = run_passes(captured.graph_module, pipeline, (final,))
-        return _Prepared(captured, originals, records, final.masks)
+    def ready_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Prepared:
+        return prepare(model, kept, scores, pipeline, args, kwargs)
 
     def compile_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Specialisation:
         start = time.perf_counter()
         if backend.elsewhere:
             args, kwargs = on_host(args), on_host(kwargs)
-        ready = prepare(args, kwargs)
+        ready = ready_for(args, kwargs)
         facts = MaskFacts(
             kept_weight_shares(model, ready.masks),
             find_families(model, ready.masks),
@@ -125,7 +103,9 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         report = replace(made.report, layers=layers)
         dump_text("report.txt", str(report))
         form = InputForm.of(args, kwargs)
-        source = Source(lambda form: prepare(*form.arguments()).captured, form, facts, ready.originals, ready.captured)
+        source = Source(
+            lambda form: ready_for(*form.arguments()).captured, form, facts, ready.originals, ready.captured
+        )
         return replace(made, report=report, source=source)
 
     compiled = CompiledModule(compile_for, kept if structure == "exact" else None, any_device=backend.elsewhere)

@@ -58,12 +58,12 @@ def open_backend(target: str | Mapping[str, object], options: Options, effort: E
     from fxprune import backend  # loads TVM, which `import fxprune` does not
 
     cpu = backend.prepare_target(target, options.threads)
-    known = backend.open_records(database, cpu, effort)
+    tuning = backend.open_records(database, cpu, effort)
 
     def build(
         captured: Captured, inputs: Sequence[object], records: Sequence[PassRecord], facts: MaskFacts, start: float
     ) -> Specialisation:
-        made = backend.build(captured, inputs, records, facts, cpu, measure=options.measure, known=known, start=start)
+        made = backend.build(captured, inputs, records, facts, cpu, measure=options.measure, tuning=tuning, start=start)
         backend.release_unused()
         return made
 

@@ -59,7 +59,7 @@ class Library:
         Raises:
             CodegenError: TVM or the C++ compiler refuses; the message names the functions.
         """
-        self._load(_build(scripts, target), target.threads)
+        self._load(build_library(scripts, target), target.threads)
 
     @classmethod
     def from_binary(cls, binary: bytes, threads: int) -> Library:
@@ -94,7 +94,7 @@ class Library:
         return function
 
 
-def _build(scripts: Mapping[str, str], target: CpuTarget) -> bytes:
+def build_library(scripts: Mapping[str, str], target: CpuTarget) -> bytes:
     """Compile and link; return the shared library."""
     compiler = _find_compiler()
     with tempfile.TemporaryDirectory(prefix="fxprune-") as folder:

@@ -90,7 +90,15 @@ def _efficiency(height: int) -> float:
     return next((share for rows, share in reversed(EFFICIENCY) if rows <= height), EFFICIENCY[0][1])
 
 
-def _predict_us(cells: int, pixels_computed: int, height: int, target: CpuTarget) -> float:
+def predict_us(cells: int, pixels_computed: int, height: int, target: CpuTarget) -> float:
+    """Predict the time of a kernel, microseconds.
+
+    Args:
+        cells: Stored cells, zero rows of ragged blocks included.
+        pixels_computed: Output positions computed, wasted ones included.
+        height: Rows of a block.
+        target: The CPU.
+    """
     return 2 * cells * pixels_computed / (peak_gflops(target) * _efficiency(height)) / 1e3 + _LAUNCH_US
 
 
@@ -186,7 +194,7 @@ def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: C
     """Yield the schedules for one block shape, (lanes, vectors), that stores so many cells."""
     lanes, vectors = shape
     tiles = _row_tiles(work, vectors, target)
-    predicted = _predict_us(cells, rows.computed_pixels(work, tiles[0]), lanes * vectors, target)
+    predicted = predict_us(cells, rows.computed_pixels(work, tiles[0]), lanes * vectors, target)
     count = rows.tiles_of(work, tiles[0])
     if count >= work.threads:
         yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels"), predicted)
@@ -199,7 +207,7 @@ def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: C
         yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "blocks"), predicted)
 
 
-def _pixel_tile(work: Workload, lanes: int, count: int) -> tuple[int, int]:
+def pixel_tile(work: Workload, lanes: int, count: int) -> tuple[int, int]:
     """Return (lines, vectors a line) for a tile of about `count` vectors."""
     if work.shape.is_pointwise:
         depth, height, width = work.shape.spatial_out
@@ -208,7 +216,7 @@ def _pixel_tile(work: Workload, lanes: int, count: int) -> tuple[int, int]:
     return max(1, min(count // vectors, work.shape.spatial_out[1])), vectors
 
 
-def _pixel_lanes(work: Workload, target: CpuTarget) -> int:
+def pixel_lanes(work: Workload, target: CpuTarget) -> int:
     """Return the widest vector that wastes no more lanes than the next narrower one."""
     depth, height, width = work.shape.spatial_out
     line = depth * height * width if work.shape.is_pointwise else width
@@ -229,21 +237,21 @@ def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarge
     if not pixels.supports(work):
         return
     sized = sorted((padded_stored(pattern, height) / _efficiency(height), height) for height in _PIXEL_TILES)
-    lanes = _pixel_lanes(work, target)
+    lanes = pixel_lanes(work, target)
     for cost, height in sized:
         if cost > _CLOSE * sized[0][0]:
             continue
-        for tile in dict.fromkeys(_pixel_tile(work, lanes, count) for count in _PIXEL_TILES[height]):
-            for split in _pixel_splits(work, lanes, tile):
+        for tile in dict.fromkeys(pixel_tile(work, lanes, count) for count in _PIXEL_TILES[height]):
+            for split in pixel_splits(work, lanes, tile):
                 schedule = PixelsSchedule(lanes, height, tile, split)
                 if not pixels.fits(work, schedule):
                     continue
                 cells = padded_stored(pattern, height)
-                predicted = _predict_us(cells, pixels.computed_pixels(work, schedule), height, target)
+                predicted = predict_us(cells, pixels.computed_pixels(work, schedule), height, target)
                 yield Candidate(schedule, predicted)
 
 
-def _pixel_splits(work: Workload, lanes: int, tile: tuple[int, int]) -> tuple[Literal["pixels", "blocks"], ...]:
+def pixel_splits(work: Workload, lanes: int, tile: tuple[int, int]) -> tuple[Literal["pixels", "blocks"], ...]:
     """Return what threads may share within an image; a batch as large as the threads is shared by image."""
     if work.shape.batch >= work.threads:
         return ("pixels",)

@@ -77,18 +77,20 @@ class Known:
 
     Attributes:
         fills: Whether what is measured is to be written.
+        needs_all: Whether a layer is known only once all its usual candidates are.
         context: What the records belong to.
     """
 
-    def __init__(self, database: Database, target: CpuTarget, *, fills: bool) -> None:
+    def __init__(self, database: Database, target: CpuTarget, *, fills: bool, needs_all: bool = False) -> None:
         """Read the database.
 
         Args:
             database: All records.
             target: The CPU.
             fills: Whether what is measured is to be written.
+            needs_all: Whether a layer is known only once all its usual candidates are.
         """
-        self.fills = fills
+        self.fills, self.needs_all = fills, needs_all
         self._database, self.context = database, context_of(target)
         self._found = database.read(self.context)
 

@@ -93,8 +93,8 @@ def _recall(unique: Mapping[str, Trial], target: CpuTarget, known: Known) -> dic
     for kind, trial in unique.items():
         records = known.of(kind)
         dense = records.get(DENSE)
-        wanted = {candidate_text(one) for family in _candidates(trial, target).values() for one in family}
-        lacking = wanted - set(records) if known.fills else wanted and not set(records) - {DENSE}
+        wanted = {candidate_text(one) for family in usual_candidates(trial, target).values() for one in family}
+        lacking = wanted - set(records) if known.needs_all else wanted and not set(records) - {DENSE}
         if lacking or dense is None or dense.seconds is None:
             continue
         best: dict[str, _Option] = {}
@@ -108,7 +108,7 @@ def _recall(unique: Mapping[str, Trial], target: CpuTarget, known: Known) -> dic
     return entries
 
 
-def _candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidate]]:
+def usual_candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidate]]:
     """Return the candidates of each family, best prediction first; hopeless families have none."""
     case = trial.case
     if case.pattern.density == 1 and case.weight.size > _LARGEST_FULL:
@@ -135,7 +135,7 @@ def _candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidate]]:
 def _predict(unique: Mapping[str, Trial], target: CpuTarget) -> dict[str, _Entry]:
     entries: dict[str, _Entry] = {}
     for key, trial in unique.items():
-        found = _candidates(trial, target)
+        found = usual_candidates(trial, target)
         best = {
             family: _Option(candidates[0], candidates[0].predicted_us)
             for family, candidates in found.items()
@@ -148,7 +148,7 @@ def _predict(unique: Mapping[str, Trial], target: CpuTarget) -> dict[str, _Entry
 
 def _measure(unique: Mapping[str, Trial], target: CpuTarget, known: Known | None) -> dict[str, _Entry]:
     """Time all candidates; those of all layers are built together, each layer is timed in turns with dense."""
-    found = {key: _candidates(trial, target) for key, trial in unique.items()}
+    found = {key: usual_candidates(trial, target) for key, trial in unique.items()}
     flat = {key: [c for family in _FAMILIES for c in families[family]] for key, families in found.items()}
     calls = build_trials([(trial, flat[key]) for key, trial in unique.items()], target)
     entries: dict[str, _Entry] = {}

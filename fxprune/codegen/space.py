@@ -1,0 +1,93 @@
+"""Every schedule of a layer that the kernels have and that the cost model does not rule out.
+
+    rows     vectors of rows 1 to 4, or half a vector; every tile of pixels that fits the registers; what the threads
+             share; how many tiles run under one block; prefetch
+    pixels   rows 1 to 16; every number of vectors that fits the registers; what the threads share
+
+The model adds to `schedules` what a tile with few accumulators loses to the latency of the multiply-adders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fxprune.annotation import RowGroupPattern
+from fxprune.codegen.cpu import pixels, rows
+from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.format import padded_stored
+from fxprune.codegen.schedules import Candidate, pixel_lanes, pixel_splits, pixel_tile, predict_us
+from fxprune.codegen.target import CpuTarget
+from fxprune.codegen.workload import Workload
+
+_ACCUMULATORS = 12
+"""Accumulators below which the multiply-adders wait for their own results: latency 4 times two a cycle, some slack."""
+
+_TILE_LINES = (1, 2, 4)
+"""Lines of pixels in a tile."""
+
+_CHUNKS = (1, 4, 0)
+"""Tiles that run under one block; 0 = all of a thread's tiles."""
+
+_PIXEL_ROWS = (1, 2, 4, 6, 8, 12, 16)
+"""Rows of a block of pixel-lane kernels."""
+
+_FEW_ACCUMULATORS = 4
+"""Tiles with fewer accumulators are left out where larger ones fit."""
+
+
+def rows_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:
+    """Yield every row-lane schedule.
+
+    Args:
+        work: The layer; both layouts are "nhwc".
+        pattern: Its row groups.
+        target: The CPU.
+    """
+    shapes = [(target.lanes, vectors) for vectors in (1, 2, 3, 4)] + [(max(4, target.lanes // 2), 1)]
+    for lanes, vectors in dict.fromkeys(shapes):
+        cells = padded_stored(pattern, lanes * vectors)
+        for tile in _row_tiles(work, vectors, target):
+            waiting = max(1.0, _ACCUMULATORS / (tile[0] * tile[1] * vectors))
+            predicted = waiting * predict_us(cells, rows.computed_pixels(work, tile), lanes * vectors, target)
+            yield from (Candidate(schedule, predicted) for schedule in _row_orders(work, lanes, vectors, tile))
+
+
+def _row_tiles(work: Workload, vectors: int, target: CpuTarget) -> list[tuple[int, int]]:
+    """Return the pixel tiles that fit the registers; small ones only where no larger one fits the image."""
+    most = max(1, (target.registers - vectors) // vectors)
+    tiles = [(ph, pw) for ph in _TILE_LINES for pw in range(1, most // ph + 1) if rows.fits(work, (ph, pw))]
+    return [tile for tile in tiles if tile[0] * tile[1] * vectors >= _FEW_ACCUMULATORS] or tiles
+
+
+def _row_orders(work: Workload, lanes: int, vectors: int, tile: tuple[int, int]) -> Iterator[RowsSchedule]:
+    """Yield what threads may share and in which order tiles and blocks run."""
+    if rows.tiles_of(work, tile) >= work.threads:
+        for chunk in _CHUNKS:
+            yield RowsSchedule(lanes, vectors, tile, "pixels", chunk)
+        yield RowsSchedule(lanes, vectors, tile, "pixels", prefetch=True)
+    if work.threads > 1:
+        yield RowsSchedule(lanes, vectors, tile, "blocks")
+
+
+def pixels_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:
+    """Yield every pixel-lane schedule.
+
+    Args:
+        work: The layer; both layouts are "nchw".
+        pattern: Its row groups.
+        target: The CPU.
+    """
+    if not pixels.supports(work):
+        return
+    lanes = pixel_lanes(work, target)
+    for height in _PIXEL_ROWS:
+        cells = padded_stored(pattern, height)
+        most = (target.registers - 1) // (height + 1)
+        for tile in dict.fromkeys(pixel_tile(work, lanes, count) for count in range(1, most + 1)):
+            waiting = max(1.0, _ACCUMULATORS / (tile[0] * tile[1] * height))
+            for split in pixel_splits(work, lanes, tile):
+                schedule = PixelsSchedule(lanes, height, tile, split)
+                if pixels.fits(work, schedule):
+                    predicted = predict_us(cells, pixels.computed_pixels(work, schedule), height, target)
+                    yield Candidate(schedule, waiting * predicted)

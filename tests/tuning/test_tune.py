@@ -1,0 +1,219 @@
+"""`tune`: what it finds is recorded, survives Ctrl-C and kills, and decides what `compile` runs."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import fxprune
+from fxprune import UnsupportedError
+from fxprune.tuning import plan
+from fxprune.tuning import search as search_module
+from fxprune.tuning.process import shared_process
+from fxprune.tuning.progress import Standing, TerminalProgress
+from tests.compiling import TOLERANCE, largest_difference, run_masked
+from tests.tuning.layers import X, network
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    yield
+    shared_process().close()
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search little: the usual candidates and one more, four at a time."""
+    monkeypatch.setattr(plan, "MOST", 1)
+    monkeypatch.setattr(plan, "_BATCH", 4)
+
+
+def tune(**arguments: object) -> Standing:
+    return fxprune.tune(*network(), example_inputs=X, **arguments)  # type: ignore[arg-type]
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("a measurement was started")
+
+
+@pytest.mark.usefixtures("small")
+def test_it_records_what_compile_then_runs(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[Standing] = []
+    end = tune(progress=steps.append)
+    assert (steps[0].done, steps[-1]) == (0, steps[-1])
+    assert end.done == end.total == steps[-1].done > 4
+    assert end.failed == 0
+    assert 0 < end.best_us <= end.dense_us
+    records = read(cache / "records.jsonl")
+    assert len({record["workload"] for record in records}) == 2
+    monkeypatch.setattr("fxprune.lowering.select.time_calls", refuse)
+    monkeypatch.setattr(search_module, "measure_batch", refuse)
+    again = tune()
+    assert (again.done, again.total) == (0, 0)
+    model, masks = network()
+    compiled = fxprune.compile(model, masks, example_inputs=X)
+    assert all("recorded" in layer.reason for layer in compiled.report.layers)
+    assert largest_difference(compiled(X), run_masked(model, masks, X)) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.slow
+def test_another_format_is_compiled_and_comes_back_from_a_file(cache: Path, tmp_path: Path) -> None:
+    tune()
+    path = cache / "records.jsonl"
+    records = read(path)
+    candidate = {**json.loads(next(str(r["candidate"]) for r in records if '"rows"' in str(r["candidate"])))}
+    candidate |= {"lanes": 8, "vectors": 1, "group_height": 8}
+    for workload in sorted({str(record["workload"]) for record in records}):
+        text = json.dumps(candidate, sort_keys=True, separators=(",", ":"))
+        records.append({**records[-1], "workload": workload, "candidate": text, "seconds": 1e-9, "details": {}})
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    model, masks = network()
+    compiled = fxprune.compile(model, masks, example_inputs=X)
+    if compiled.report.whole_model.startswith("dense"):
+        pytest.skip("as a whole the model was faster dense, on a machine as busy as this one")
+    assert all(layer.kernel.startswith("rows 8x1") for layer in compiled.report.layers)
+    assert largest_difference(compiled(X), run_masked(model, masks, X)) <= TOLERANCE
+    compiled.save(tmp_path / "model.fxp")
+    for native in ("trust", "rebuild"):
+        loaded = fxprune.load(tmp_path / "model.fxp", native=native)
+        assert torch.equal(loaded(X), compiled(X))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.slow
+def test_compile_max_searches_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, masks = network()
+    first = fxprune.compile(model, masks, example_inputs=X, tune="max")
+    monkeypatch.setattr("fxprune.lowering.select.time_calls", refuse)
+    monkeypatch.setattr("fxprune.backend.time_calls", refuse)
+    monkeypatch.setattr(search_module, "measure_batch", refuse)
+    monkeypatch.setattr(search_module, "time_calls", refuse)
+    second = fxprune.compile(model, masks, example_inputs=X, tune="max")
+    kernels = [[layer.kernel for layer in compiled.report.layers] for compiled in (first, second)]
+    assert kernels[0] == kernels[1]
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_an_executor_runs_the_trials(make: type[Executor], tmp_path: Path) -> None:
+    spawned = multiprocessing.get_context("spawn")
+    threads = make is ThreadPoolExecutor
+    with ThreadPoolExecutor(2) if threads else ProcessPoolExecutor(2, mp_context=spawned) as executor:
+        found = tune(executor=executor, database=tmp_path / "records.jsonl")
+    assert (found.done, found.failed) == (found.total, 0)
+    assert found.total > 4
+
+
+@pytest.mark.usefixtures("small")
+def test_a_lost_worker_costs_its_batch(tmp_path: Path) -> None:
+    class Losing(ThreadPoolExecutor):
+        def submit(self, *_: object, **__: object) -> concurrent.futures.Future[object]:  # type: ignore[override]
+            future: concurrent.futures.Future[object] = concurrent.futures.Future()
+            future.set_exception(concurrent.futures.BrokenExecutor("gone"))
+            return future
+
+    with Losing(1) as executor:
+        found = tune(executor=executor, database=tmp_path / "records.jsonl")
+    assert (found.done, found.failed) == (0, 0)
+    assert found.total > 4
+
+
+@pytest.mark.usefixtures("small")
+def test_a_stop_keeps_what_was_found(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+
+    def stop(standing: Standing) -> None:
+        if standing.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(progress=stop, database=path)
+    kept = [record for record in read(path) if record["candidate"] != "dense"]
+    assert len(kept) == 4
+    rest = tune(database=path)
+    assert rest.done == rest.total > 0
+    texts = [(record["workload"], record["candidate"]) for record in read(path)]
+    assert len(set(texts)) == rest.total + 4 + 2
+
+
+@pytest.mark.usefixtures("small")
+def test_when_the_time_is_up_no_batch_begins(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    found = tune(seconds=1e-6, database=path)
+    assert (found.done, found.total > 4) == (0, True)
+    assert {record["candidate"] for record in read(path)} == {"dense"}
+
+
+_TUNE = """
+import sys
+import fxprune
+from tests.tuning.layers import X, network
+from fxprune.tuning import plan
+plan._BATCH = 1
+def show(standing):
+    print(standing.done, flush=True)
+fxprune.tune(*network(), example_inputs=X, database=sys.argv[1], progress=show)
+"""
+
+
+@pytest.mark.slow
+def test_killed_searches_lose_nothing_and_go_on(tmp_path: Path) -> None:
+    path, draw = tmp_path / "records.jsonl", random.Random(1)
+    known = 0
+    for _ in range(3):
+        command = [sys.executable, "-c", _TUNE, str(path)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True) as process:
+            assert process.stdout is not None
+            while int(process.stdout.readline()) == 0:
+                pass
+            time.sleep(draw.uniform(0, 3))
+            os.kill(process.pid, signal.SIGKILL)
+            lines = process.stdout.read().split(b"\n")
+        reported = max([1, *(int(line) for line in lines[:-1] if line)])
+        trials = {(r["workload"], r["candidate"]) for r in read(path) if r["candidate"] != "dense"}
+        assert len(trials) >= known + reported
+        known = len(trials)
+
+
+def test_progress_is_silent_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with TerminalProgress() as show:
+        show(Standing(1, 2, 0, 5.0, 10.0, 1.0))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_line_of_progress() -> None:
+    assert str(Standing(0, 10, 0, 2000.0, 2000.0, 0.0)) == "0/10 trials, layers 2.00 -> 2.00 ms (1.00x)"
+    assert str(Standing(5, 10, 1, 1000.0, 2000.0, 10.0)) == (
+        "5/10 trials, 1 failed, layers 2.00 -> 1.00 ms (2.00x), 10 s left"
+    )
+
+
+def test_wrong_calls() -> None:
+    model, masks = network()
+    with pytest.raises(UnsupportedError, match="tune needs example_inputs"):
+        fxprune.tune(model, masks)
+    with pytest.raises(UnsupportedError, match="target='torch' cannot be tuned"):
+        tune(target="torch")
+    with pytest.raises(UnsupportedError, match="tune=-1 is not known"):
+        tune(seconds=-1)
