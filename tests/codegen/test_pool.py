@@ -44,6 +44,7 @@ CASES = {
     "ceil": _max(1, 48, (7, 8), 3, 2, 0, ceil=True),
     "same_size": _max(3, 16, (5, 3), 3, 1, 1),
     "odd_channels": _max(1, 7, (6, 6), 2, 2, 1),
+    "whole_vectors": _max(2, 43, (6, 6), 3, 2, 1, spare=5),
     "one_pixel": _max(1, 24, (1, 1), 3, 1, 1),
     "wide_window": _max(1, 32, (9, 9), 5, 3, 2),
     "mean": _mean(1, 2048, (7, 7)),
@@ -71,7 +72,6 @@ def _run(library: Library, name: str, x: torch.Tensor) -> torch.Tensor:
     view(outside, work.y).fill_(False)
     assert bool((y[outside] == 0).all()), "the halo is not zero"
     found = view(y, work.y)
-    assert bool(found[:, work.channels :].isnan().all()), "written into channels of padding"
     return found[:, : work.channels, 0]
 
 
