@@ -16,6 +16,7 @@ from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, build_depthwise_ker
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import Float32Array, PackedWeight, pack
 from fxprune.codegen.memory import Pool, rounded
+from fxprune.codegen.runs import first_channels
 from fxprune.codegen.schedules import Schedule, stored_pattern
 from fxprune.codegen.workload import Workload, column_offsets
 from fxprune.errors import CodegenError
@@ -117,11 +118,15 @@ def make_kernel(
         cells = pixels.scratch_cells(work, schedule.lanes)
         lists = (*head, packed.rows, packed.count, lane_bias, _cuts(packed, units, work.threads))
         return LayerKernel(work, schedule, packed, lists, cells, None, (False, False))
-    first, vector = _first_channels(packed, group_order)
+    tiles = rows.tiles_of(work, schedule.tile)
+    cut = _cuts(packed, tiles, work.threads)
+    if group_order:
+        first, positions = np.arange(packed.blocks, dtype=np.int32) * schedule.height, group_channel_map(packed)
+    else:
+        first, positions = first_channels(packed, work, schedule, tiles, cut), None
     kinds = (bool((first >= 0).any()), bool((first < 0).any()))
-    cut = _cuts(packed, rows.tiles_of(work, schedule.tile), work.threads)
     arrays = (*head, packed.rows, packed.count, first, lane_bias, cut)
-    return LayerKernel(work, schedule, packed, arrays, 0, vector, kinds)
+    return LayerKernel(work, schedule, packed, arrays, 0, positions, kinds)
 
 
 def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map: IndexArray | None) -> IndexArray:
@@ -135,16 +140,6 @@ def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map
         else:
             parts.append(pixels.pixel_offsets(group.columns, conv_group, work, schedule.lanes))
     return np.concatenate(parts)
-
-
-def _first_channels(packed: PackedWeight, group_order: bool) -> tuple[IndexArray, IndexArray | None]:
-    """Return the first output channel of each block, -1 where its rows are no neighbours, and the channel map."""
-    blocks, height = packed.blocks, packed.height
-    if group_order:
-        return np.arange(blocks, dtype=np.int32) * height, group_channel_map(packed)
-    lanes = packed.rows.reshape(blocks, height)
-    neighbours = (np.diff(lanes, axis=1) == 1).all(axis=1) & (packed.count == height)
-    return np.where(neighbours, lanes[:, 0], -1).astype(np.int32), None
 
 
 def _cuts(packed: PackedWeight, tiles: int, threads: int) -> IndexArray:
