@@ -140,7 +140,7 @@ def plan_layouts(
         channels = shape.channels_out
         if private:
             channels = packed_lanes(stored_pattern(patterns[node], schedule, shape.groups), schedule.height)
-        if any(families.get(user) == family == "rows" for user in node.users):
+        if family == "rows" and any(user in pools or families.get(user) == "rows" for user in node.users):
             channels = spread_channels(channels)
         halo = wanted_halo(node, _kind(layer), layers, shapes, families) if family == "rows" else NO_HALO
         order: Literal["nhwc", "nchw"] = "nhwc" if family == "rows" else "nchw"

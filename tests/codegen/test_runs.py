@@ -1,4 +1,4 @@
-"""Which blocks of a row-lane kernel store whole vectors: never one whose zero rows would stay over another's results."""
+"""Which blocks of a row-lane kernel store whole vectors: none whose zero rows would stay over another's results."""
 
 from __future__ import annotations
 
