@@ -164,6 +164,8 @@ class BoundKernel:
 
     Attributes:
         arrays: The packed arrays as torch tensors, kept alive for the function.
+        function: The built function.
+        arguments: Its arguments; None for a buffer that every call brings.
     """
 
     def __init__(
@@ -187,7 +189,7 @@ class BoundKernel:
             scratch: Flat scratch of at least `kernel.scratch_cells` cells, or None.
             pool: Where the packed arrays are copied to, `kernel.pool_cells` of it; None = a pool of their own.
         """
-        self._function = function
+        self.function = function
         pool = pool or Pool(kernel.pool_cells)
         self.arrays = tuple(pool.copy(torch.from_numpy(array)) for array in kernel.arrays)
         middle = [tvm_ffi.from_dlpack(array) for array in self.arrays]
@@ -197,24 +199,29 @@ class BoundKernel:
         self._takes_residual = kernel.work.residual is not None
         tensors: Sequence[torch.Tensor | None] = (x, y, residual)
         head, tail, extra = (None if tensor is None else tvm_ffi.from_dlpack(tensor) for tensor in tensors)
-        self._arguments = [head, *middle, tail, *([extra] if self._takes_residual else [])]
+        self.arguments = [head, *middle, tail, *([extra] if self._takes_residual else [])]
 
     def run(self) -> None:
         """Run with the buffers given when bound."""
-        self._function(*self._arguments)
+        self.function(*self.arguments)
 
     def run_with(self, x: torch.Tensor | None, residual: torch.Tensor | None) -> None:
         """Run with another input, another residual, or both; None keeps the one given when bound."""
-        arguments = self._arguments.copy()
+        arguments = self.arguments.copy()
         if x is not None:
             arguments[0] = tvm_ffi.from_dlpack(x)
         if residual is not None:
             arguments[-1] = tvm_ffi.from_dlpack(residual)
-        self._function(*arguments)
+        self.function(*arguments)
 
 
-class BoundPool:
-    """A built pooling function with its buffers."""
+class BoundUnary:
+    """A built function of one input and one output, a pool or a copy, with its buffers.
+
+    Attributes:
+        function: The built function.
+        arguments: Input and output; None for an input that every call brings.
+    """
 
     def __init__(self, function: tvm_ffi.Function, x: torch.Tensor | None, y: torch.Tensor) -> None:
         """Bind a function.
@@ -224,14 +231,13 @@ class BoundPool:
             x: Flat input buffer, or None if every call brings another one.
             y: Flat output buffer.
         """
-        self._function = function
-        self._x = None if x is None else tvm_ffi.from_dlpack(x)
-        self._y = tvm_ffi.from_dlpack(y)
+        self.function = function
+        self.arguments = [None if x is None else tvm_ffi.from_dlpack(x), tvm_ffi.from_dlpack(y)]
 
     def run(self) -> None:
         """Run with the buffers given when bound."""
-        self._function(self._x, self._y)
+        self.function(*self.arguments)
 
     def run_with(self, x: torch.Tensor) -> None:
         """Run with another input."""
-        self._function(tvm_ffi.from_dlpack(x), self._y)
+        self.function(tvm_ffi.from_dlpack(x), self.arguments[1])

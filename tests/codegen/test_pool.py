@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from fxprune.codegen.build import Library
 from fxprune.codegen.cpu.pool import PoolWorkload, build_pool_kernel
-from fxprune.codegen.kernel import BoundPool
+from fxprune.codegen.kernel import BoundUnary
 from fxprune.codegen.target import parse_target
 from fxprune.codegen.workload import NO_HALO, Layout
 from tests.codegen.suite import guards_are_intact, halo, place, poisoned, view
@@ -66,7 +66,7 @@ def _run(library: Library, name: str, x: torch.Tensor) -> torch.Tensor:
     buffer = place(torch.zeros(x.shape[0], work.x.channels, 1, *x.shape[2:]).fill_(torch.nan), work.x)
     view(buffer, work.x)[:, : work.channels] = x[:, :, None]
     y = poisoned(work.y.numel)
-    BoundPool(library[name], buffer, y).run()
+    BoundUnary(library[name], buffer, y).run()
     assert guards_are_intact(y), "written outside the output"
     outside = torch.ones(work.y.numel, dtype=torch.bool)
     view(outside, work.y).fill_(False)
