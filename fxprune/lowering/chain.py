@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import fx, nn
@@ -45,41 +47,37 @@ class ChainModule(nn.Module):
         return self.output
 
 
-def chain_kernels(gm: fx.GraphModule, library: Library) -> None:
-    """Replace every run of neighbouring static kernels by one node.
+class HeldModule(nn.Module):
+    """The result of a kernel inside a chain, for what reads it outside.
 
-    A kernel whose result is read from outside its run ends the run.
+    Args of forward: the chain's node, which is awaited.
+    """
+
+    def __init__(self, output: torch.Tensor) -> None:
+        """Hold a result.
+
+        Args:
+            output: The output buffer, viewed as the kernel's node's output.
+        """
+        super().__init__()
+        self._output = output
+
+    def forward(self, _chain: torch.Tensor) -> torch.Tensor:
+        """Return the result, which lies in the planned buffer and is overwritten by the next call."""
+        return self._output
+
+
+def chain_kernels(gm: fx.GraphModule, library: Library) -> None:
+    """Replace every run of at least two neighbouring static kernels by one node.
 
     Args:
         gm: The lowered graph, all kernels bound; it is changed.
         library: The kernels' library.
     """
-    for number, nodes in enumerate(list(_find_runs(gm))):
-        members = [gm.get_submodule(str(node.target)) for node in nodes]
-        inside = set(nodes)
-        awaited = dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in inside)
-        name = f"chain_{number}"
-        gm.add_submodule(name, ChainModule(library, [str(node.target) for node in nodes], members))  # type: ignore[arg-type]
-        with gm.graph.inserting_after(nodes[-1]):
-            chained = gm.graph.call_module(name, tuple(awaited))
-        chained.meta = dict(nodes[-1].meta)
-        nodes[-1].replace_all_uses_with(chained)
-        for node in reversed(nodes):
-            gm.graph.erase_node(node)
-            gm.delete_submodule(str(node.target))
-
-
-def _find_runs(gm: fx.GraphModule) -> Iterator[list[fx.Node]]:
-    """Yield the runs of at least two kernels."""
-    run: list[fx.Node] = []
-    position = {node: index for index, node in enumerate(gm.graph.nodes)}
-    for node in gm.graph.nodes:
-        if not _is_static(gm, node):
-            yield from _cut(run, position)
-            run = []
-        else:
-            run.append(node)
-    yield from _cut(run, position)
+    runs = itertools.groupby(list(gm.graph.nodes), lambda node: _is_static(gm, node))
+    found = [list(nodes) for is_static, nodes in runs if is_static]
+    for number, nodes in enumerate(nodes for nodes in found if len(nodes) > 1):
+        _replace_run(gm, nodes, library, f"chain_{number}")
 
 
 def _is_static(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -89,12 +87,22 @@ def _is_static(gm: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(module, KernelModule | PoolModule) and module.is_static
 
 
-def _cut(run: list[fx.Node], position: dict[fx.Node, int]) -> Iterator[list[fx.Node]]:
-    """Cut a run behind every kernel that a node after the run reads."""
-    part: list[fx.Node] = []
-    for node in run:
-        part.append(node)
-        if any(position[user] > position[run[-1]] for user in node.users) or node is run[-1]:
-            if len(part) > 1:
-                yield part
-            part = []
+def _replace_run(gm: fx.GraphModule, nodes: Sequence[fx.Node], library: Library, name: str) -> None:
+    members = [cast("KernelModule | PoolModule", gm.get_submodule(str(node.target))) for node in nodes]
+    names, inside = [str(node.target) for node in nodes], set(nodes)
+    awaited = dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in inside)
+    gm.add_submodule(name, ChainModule(library, names, members))
+    with gm.graph.inserting_after(nodes[-1]):
+        chained = gm.graph.call_module(name, tuple(awaited))
+    chained.meta = dict(nodes[-1].meta)
+    for node, member in zip(nodes, members, strict=True):
+        result = chained
+        if node is not nodes[-1] and not inside.issuperset(node.users):
+            gm.set_submodule(str(node.target), HeldModule(member.output))
+            with gm.graph.inserting_after(chained):
+                result = gm.graph.call_module(str(node.target), (chained,))
+            result.meta = dict(node.meta)
+        node.replace_all_uses_with(result, lambda user: user not in inside)
+    for node in reversed(nodes):
+        gm.graph.erase_node(node)
+    gm.delete_all_unused_submodules()

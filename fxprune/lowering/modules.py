@@ -10,6 +10,7 @@ from torch import nn
 
 from fxprune.codegen.build import Library
 from fxprune.codegen.kernel import BoundKernel, BoundUnary
+from fxprune.codegen.memory import Pool
 from fxprune.codegen.workload import Layout
 from fxprune.lowering.geometry import view_5d
 
@@ -140,7 +141,7 @@ class StageModule(nn.Module):
         """
         super().__init__()
         layout = port.layout
-        self.buffer = torch.zeros(layout.numel, dtype=torch.float32)
+        self.buffer = Pool(layout.numel).take(layout.numel)
         self._port = port
         self._planes = Layout("nchw", layout.batch, layout.channels, layout.spatial)
         self._copy = BoundUnary(library[name], None, self.buffer)
