@@ -42,6 +42,10 @@ _HOPELESS = 1.6
 _CLOSE = 1.1
 """A family is measured if its best prediction is within this factor of the other's."""
 
+_EXCHANGE = 1.1
+"""What a kernel whose threads share blocks must be faster by than one whose threads share pixels: the next layer then
+reads half of its input from another core's cache, which the kernel's own time does not show."""
+
 _COPY_GBPS = 8.0
 """Rate of a layout conversion, gigabytes read and written a second."""
 
@@ -103,7 +107,7 @@ def _recall(unique: Mapping[str, Trial], target: CpuTarget, known: Known) -> dic
             if candidate is None or record.seconds is None:
                 continue
             option, family = _Option(candidate, record.seconds * 1e6), family_of(candidate.schedule)
-            best[family] = min(best.get(family, option), option, key=lambda one: one.time_us)
+            best[family] = min(best.get(family, option), option, key=_with_exchange)
         entries[kind] = _Entry(best, dense.seconds * 1e6, "recorded")
     return entries
 
@@ -170,8 +174,14 @@ def _fastest(
     for family, candidates in found.items():
         options = [_Option(candidate, by_candidate[id(candidate)]) for candidate in candidates]
         if options:
-            best[family] = min(options, key=lambda option: option.time_us)
+            best[family] = min(options, key=_with_exchange)
     return best
+
+
+def _with_exchange(option: _Option) -> float:
+    """Return the time of an option and of what it makes the next layer wait, microseconds."""
+    shares_blocks = option.candidate is not None and getattr(option.candidate.schedule, "split", "") == "blocks"
+    return option.time_us * (_EXCHANGE if shares_blocks else 1.0)
 
 
 def _conversion_us(case: Case) -> float:
