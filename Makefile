@@ -5,12 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fxprune-installed
 DUMP ?= build/dump
+GPU_CACHE ?= build/gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ticket test test-all bench zoo format check golden dump metrics clean
+.PHONY: help setup demo ticket test test-all bench zoo gpu gpu-prepare format check golden dump metrics clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv and install fxprune with everything that the targets below need
 
@@ -47,6 +48,18 @@ bench: $(STAMP) ## one benchmark row, all engines side by side; ARGS="--model vg
 
 zoo: $(STAMP) ## channel elimination on 90 networks, every kind of mask; ARGS="--tier B", "--models resnet18 --quick"
 	$(BIN)/python -m benchmarks.zoo $(ARGS)
+
+gpu-prepare: $(STAMP) ## compile all that `make gpu` runs, on any machine with nvcc; ARGS="--arch sm_80 --models resnet50"
+	FXPRUNE_CACHE_DIR=$(GPU_CACHE) $(BIN)/python -m tests.gpu.prepare
+	FXPRUNE_CACHE_DIR=$(GPU_CACHE) $(BIN)/python -m benchmarks.gpu prepare $(ARGS)
+
+gpu: $(STAMP) ## on a machine with a GPU: check every kernel and whole models, then time them beside torch
+	FXPRUNE_CACHE_DIR=$(GPU_CACHE) $(BIN)/python -m pytest tests/gpu
+	@if command -v compute-sanitizer >/dev/null; then \
+	  FXPRUNE_CACHE_DIR=$(GPU_CACHE) compute-sanitizer --error-exitcode 1 \
+	    $(BIN)/python -m pytest tests/gpu/test_columns_on_gpu.py; \
+	else echo "compute-sanitizer is not installed: no check of every memory access"; fi
+	FXPRUNE_CACHE_DIR=$(GPU_CACHE) $(BIN)/python -m benchmarks.gpu run $(ARGS)
 
 format: $(STAMP) ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .

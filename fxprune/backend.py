@@ -15,16 +15,16 @@ from torch import fx
 
 from fxprune.arguments import Effort
 from fxprune.channels.record import compose_cuts
-from fxprune.codegen.format import padded_stored
+from fxprune.codegen.format import full_pattern, padded_stored
 from fxprune.codegen.memory import release_unused
-from fxprune.codegen.schedules import Schedule
+from fxprune.codegen.schedules import Schedule, stored_pattern
 from fxprune.codegen.target import CpuTarget, check_versions, parse_target
 from fxprune.compiled import Specialisation
 from fxprune.covering import cover_at
 from fxprune.errors import UnsupportedError
 from fxprune.graph import Captured
 from fxprune.layer import find_layer
-from fxprune.lowering.choice import Case, Choice, Chosen, constant, full_pattern
+from fxprune.lowering.choice import Case, Choice, Chosen, constant
 from fxprune.lowering.geometry import find_obstacle, shape_of
 from fxprune.lowering.known import Known
 from fxprune.lowering.measure import time_calls
@@ -257,15 +257,20 @@ def _check_inputs(gm: fx.GraphModule, inputs: Sequence[object]) -> None:
             )
 
 
-def find_cases(gm: fx.GraphModule) -> tuple[dict[fx.Node, Case], dict[fx.Node, str]]:
-    """Return the layers that kernels could compute, and why they cannot compute the others."""
+def find_cases(gm: fx.GraphModule, *, depthwise: bool = True) -> tuple[dict[fx.Node, Case], dict[fx.Node, str]]:
+    """Return the layers that kernels could compute, and why they cannot compute the others.
+
+    Args:
+        gm: The graph after all passes.
+        depthwise: Whether the target has a kernel for depthwise layers.
+    """
     cases: dict[fx.Node, Case] = {}
     obstacles: dict[fx.Node, str] = {}
     for node in gm.graph.nodes:
         layer, annotation = find_layer(node), annotation_of(node)
         if layer is None or annotation is None:
             continue
-        obstacle = find_obstacle(layer)
+        obstacle = find_obstacle(layer, depthwise=depthwise)
         if obstacle is not None:
             obstacles[node] = obstacle
             continue
@@ -274,7 +279,9 @@ def find_cases(gm: fx.GraphModule) -> tuple[dict[fx.Node, Case], dict[fx.Node, s
         assert weight is not None
         cells = weight.detach().reshape(shape.channels_out, -1).contiguous().numpy()
         numbers = None if bias is None else bias.detach().contiguous().numpy()
-        cases[node] = Case(layer, annotation, shape, cells, numbers, annotation.pattern or full_pattern(shape))
+        cases[node] = Case(
+            layer, annotation, shape, cells, numbers, annotation.pattern or full_pattern(cells.shape, shape.groups)
+        )
     return cases, obstacles
 
 
@@ -343,9 +350,10 @@ def report_layers(
         choice: Chosen = choices.get(node) or Choice(None, obstacles[node])
         case, packed_bytes = cases.get(node), sizes.get(module_path(node))
         schedule = choice.schedule
-        stored = case.weight.size if case else annotation.mask.numel()
+        stored, heights = case.weight.size if case else annotation.mask.numel(), dict[int, int]()
         if case is not None and schedule is not None:
-            stored = padded_stored(case.pattern, schedule.height)
+            pattern = stored_pattern(case.pattern, schedule, layer.groups)
+            stored, heights = padded_stored(pattern, schedule.height), pattern.heights()
         dense_bytes = annotation.mask.numel() * layer.weight.meta["val"].element_size()
         reports.append(
             LayerReport(
@@ -358,7 +366,7 @@ def report_layers(
                 macs_run=stored * layer.positions,
                 density=annotation.density,
                 stored_density=stored / max(1, annotation.mask.numel()),
-                heights=case.pattern.heights() if case is not None and schedule is not None else {},
+                heights=heights,
                 kept_weight=facts.kept_weight.get(annotation.name, 1.0),
                 kernel=choice.kernel,
                 predicted_us=choice.predicted_us,

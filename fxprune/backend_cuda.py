@@ -27,7 +27,7 @@ from fxprune.lowering.cuda.program import CudaProgram
 from fxprune.lowering.cuda.recipe import digest_texts, read_recipe
 from fxprune.lowering.cuda.select import select
 from fxprune.passes import PassRecord
-from fxprune.report import CompileReport, MaskFacts
+from fxprune.report import CompileReport, LayerReport, MaskFacts
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def build(
         start: `time.perf_counter` when the compilation began.
     """
     gm = captured.graph_module
-    cases, obstacles = find_cases(gm)
+    cases, obstacles = find_cases(gm, depthwise=False)
     choices = select(cases, target)
     program = lower(gm, cases, choices, target)
     verdict = _sum_up(choices, target)
@@ -98,30 +98,53 @@ def build(
     return Specialisation(program, captured.out_spec, report)
 
 
-def restore(gm: fx.GraphModule, recipe: Mapping[str, object], binary: bytes) -> CudaProgram:
-    """Make a program again from what was kept of it; needs neither TVM's compiler nor nvcc nor a GPU.
+def restore(gm: fx.GraphModule, recipe: Mapping[str, object], binary: bytes | None) -> CudaProgram:
+    """Make a program again from what was kept of it; a GPU is not needed.
 
     Args:
         gm: The graph after all passes.
         recipe: The program's recipe.
-        binary: The bytes of its library; empty if it has no kernels.
+        binary: The bytes of its library, empty if it has no kernels; then neither TVM's compiler nor nvcc is needed.
+            None = compile the kernels again.
 
     Raises:
         ArtifactError: The kernels are not those that belong to the graph.
     """
     target, choices = read_recipe(recipe)
-    cases, _ = find_cases(gm)
+    cases, _ = find_cases(gm, depthwise=False)
 
     def open_library(texts: Mapping[str, str], arch: str) -> CudaLibrary:
         if digest_texts(texts) != recipe["functions"]:
             raise ArtifactError(
                 f"The saved kernels for {arch} are not those that this version of fxprune makes for the saved graph. "
-                "Compile the model again."
+                "Pass native='rebuild'."
             )
-        return CudaLibrary.from_binary(binary)
+        return CudaLibrary.from_binary(binary or b"")
 
     dense = CudaChoice(None, "as it was saved")
-    return lower(gm, cases, {node: choices.get(node.name, dense) for node in cases}, target, open_library)
+    chosen = {node: choices.get(node.name, dense) for node in cases}
+    return lower(gm, cases, chosen, target, None if binary is None else open_library)
+
+
+def keep_dense(
+    gm: fx.GraphModule, facts: MaskFacts, recipe: Mapping[str, object], reason: str
+) -> tuple[CudaProgram, tuple[LayerReport, ...], str]:
+    """Lower every layer to dense torch on a GPU.
+
+    Args:
+        gm: The graph after all passes.
+        facts: What the report says of the masks.
+        recipe: The program's recipe, for its target.
+        reason: Why.
+
+    Returns:
+        The program, the layers of its report, and its verdict.
+    """
+    target, _ = read_recipe(recipe)
+    cases, obstacles = find_cases(gm, depthwise=False)
+    choices = {node: CudaChoice(None, reason) for node in cases}
+    layers = report_layers(gm, cases, choices, obstacles, facts, {})
+    return lower(gm, cases, choices, target), tuple(layers), f"dense: {reason}"
 
 
 def _sum_up(choices: Mapping[fx.Node, CudaChoice], target: CudaTarget) -> str:

@@ -147,4 +147,4 @@ def force_kernels(monkeypatch: pytest.MonkeyPatch, *families: str) -> None:
     select = "fxprune.lowering.select"
     monkeypatch.setattr(f"{select}.predict_dense_us", lambda *_: 1e9)
     for family in {"rows", "pixels"} - set(families):
-        monkeypatch.setattr(f"{select}.{family}_candidates", lambda *_: [])
+        monkeypatch.setattr(f"{select}.{family}_candidates", lambda *_, **__: [])

@@ -71,10 +71,17 @@ def chain() -> nn.Module:
     return double(Function(lambda m, x: m.d(m.m(m.c(F.relu(m.b(m.n(m.a(x)).sigmoid())))).mean((2, 3))), **layers))
 
 
+def normalised() -> nn.Module:
+    """Return a network whose layer norm is taken apart, large enough that it is worth it."""
+    layers = {"a": nn.Linear(64, 64), "n": nn.LayerNorm(64), "b": nn.Linear(64, 256), "c": nn.Linear(256, 3)}
+    return double(Function(lambda m, x: m.c(F.gelu(m.b(m.n(m.a(x.flatten(1).view(2, -1, 64)))))), **layers))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: zoo("resnet18"),
     "mobilenet_v2": lambda: zoo("mobilenet_v2"),
     "chain": chain,
+    "normalised": normalised,
 }
 
 
@@ -131,12 +138,19 @@ def _check_later(model: nn.Module, record: Record, small: fx.GraphModule, masks:
     assert error_between(small(x), expected) <= GATE
 
 
+def _reads_a_norm(node: fx.Node) -> bool:
+    """Return whether a layer reads the columns of a norm that was taken apart."""
+    first = node.args[0] if node.args else None
+    return isinstance(first, fx.Node) and first.target is torch.ops.aten.cat.default
+
+
 def change_live_rows(small: fx.GraphModule) -> None:
-    """Change what is left of living channels; rows of dead ones stay 0, with their bias."""
+    """Change what is left of living channels; rows of dead ones stay 0, with their bias, as does a norm's reader."""
     state = small.state_dict()
+    shared = {str(node.target) for node in small.graph.nodes for user in node.users if _reads_a_norm(user)}
     with torch.no_grad():
         for name, weight in state.items():
-            if not name.endswith("weight") or weight.ndim < 2:
+            if not name.endswith("weight") or weight.ndim < 2 or name in shared:
                 continue
             weight.mul_(1 + 0.2 * torch.rand_like(weight))
             bias = state.get(name.removesuffix("weight") + "bias")

@@ -2,7 +2,8 @@
 
 One unit for both: multiply-adds. Moving a byte takes as long as half a multiply-add, `index_add` as long as 2,600 more
 for every channel that it adds: measured with torch 2.15 on one core with AVX-512, 92 GB/s for an addition in the cache,
-47 GMAC/s for 1x1 convolutions, 55 ns an index. Only the order of magnitude counts.
+47 GMAC/s for 1x1 convolutions, 55 ns an index; torch needs about 2 us to call an operator, as long as 100,000. Only the
+order of magnitude counts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fxprune.layer import Layer
 
 _MACS_A_BYTE = 0.5
 _MACS_AN_INDEX = 2600.0
+_MACS_AN_OPERATOR = 1e5
 _VIEWS = frozenset(
     getattr(torch.ops.aten, name)
     for name in ("view", "_unsafe_view", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "select")
@@ -81,11 +83,17 @@ def weigh_join(facts: Facts, join: Join, keep: BoolArray) -> float:
     return one * max(0, 2 * more + 3 * less - 3 * total) + _MACS_AN_INDEX * less
 
 
-def weigh_completion(facts: Facts, item: Completion, keep: BoolArray) -> float:
-    """Return what it costs to put the constants beside what is left of an operand: a cat."""
-    cells = facts.of(item.node)
-    kept = int(keep[cells.ids].sum())
-    return _move_one(item.node, cells) * (2 * kept - int((keep[item.result] & ~keep[item.operand]).sum()))
+def weigh_completion(facts: Facts, item: Completion, lacking: int) -> float:
+    """Return what it costs to put constants beside what is left of a tensor, or to take a part out of it: one copy."""
+    cells = facts.of(item.source)
+    return _move_one(item.source, cells) * (2 * cells.ids.size - lacking)
+
+
+def weigh_norm(node: fx.Node, width: int) -> float:
+    """Return what it costs more to normalise `width` channels by single operators than all by one: calls and copies."""
+    value = node.meta["val"]
+    one = value.numel() / value.shape[-1] * value.element_size() * _MACS_A_BYTE
+    return float(14 * _MACS_AN_OPERATOR + one * max(0, 5 * width - 2 * value.shape[-1]))
 
 
 def find_lacking(facts: Facts, join: Join, keep: BoolArray) -> IntArray:

@@ -65,19 +65,24 @@ class Join:
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """Channels of an operand that are known but meet values that vary, as behind a gate: `5 * gate(x)`.
+    """Known channels of a tensor that is wanted whole: they can leave it, for the price of a copy.
 
-    They can leave the operand's tensor: the operator is given it completed by its constants.
+    Behind a gate, `5 * gate(x)`, or in a normalisation over channels the operator is given the tensor completed by its
+    constants. A depthwise convolution with known results is given the other channels of its input alone.
 
     Attributes:
         node: The operator.
-        result: Ids of the result there, flattened.
-        operand: Ids of the operand, in the same order.
+        source: The tensor that is copied.
+        whole: Ids beside which they would have to stay, flattened.
+        known: Ids that can leave, in the same order.
+        reason: Why they stay if they do.
     """
 
     node: fx.Node
-    result: IntArray
-    operand: IntArray
+    source: fx.Node
+    whole: IntArray
+    known: IntArray
+    reason: str
 
 
 @dataclass
@@ -97,7 +102,7 @@ class Facts:
         shuffles: The last view of each channel shuffle, to where it starts and where every element comes from.
         given: Ids of the model's inputs.
         joins: Operands of additions that may hold fewer channels than the sum.
-        completions: Operands of other operators that may hold fewer channels than the result.
+        completions: Known channels that can leave tensors that are wanted whole.
         reads: For every layer which input channels of its conv group a row reads, [O, I / groups].
         notes: What dead parts stay inside a node, in its rule's words.
     """

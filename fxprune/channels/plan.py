@@ -61,8 +61,17 @@ class ChannelPlan:
         """Return whether it is better that ids and all that are tied to them go, for a price."""
         if lacking.size == 0 or self.adds != "cost":
             return lacking.size > 0 and self.adds == "compact"
+        return self.weigh(lacking) > price
+
+    def weigh(self, ids: IntArray) -> float:
+        """Return what it costs to keep ids and all that are tied to them."""
         gain = np.bincount(self.sets, self.weights, minlength=self._kept.size)
-        return bool(gain[np.unique(self.sets[lacking])].sum() > price)
+        return float(gain[np.unique(self.sets[ids])].sum())
+
+    def can_go(self, ids: IntArray, reason: str) -> BoolArray:
+        """Return which ids are gone, or stay for one reason alone."""
+        reasons = [self.reasons.get(number) == reason for number in self.sets[ids].tolist()]
+        return np.asarray(~self.keep[ids] | np.array(reasons, dtype=bool))
 
     def tie(self, equal: list[tuple[IntArray, IntArray]]) -> None:
         """Build the sets of tied ids anew, and keep those in which something is needed."""
@@ -132,13 +141,18 @@ def _is_loose(plan: ChannelPlan, join: Join) -> bool:
 
 
 def _is_completed(plan: ChannelPlan, item: Completion) -> bool:
-    """Return whether an operand is completed by its constants; note what each of them costs."""
-    lacking = item.operand[plan.keep[item.result] & ~plan.keep[item.operand]]
-    price = weigh_completion(plan.facts, item, plan.keep)
-    if len(plan.facts.of(item.node).axes) != 1 or not plan.decide(lacking, price):
+    """Return whether known channels leave a tensor that is wanted whole; note what each of them costs."""
+    lacking = _find_missing(plan, item)
+    price = weigh_completion(plan.facts, item, lacking.size)
+    if len(plan.facts.of(item.source).axes) != 1 or not plan.decide(lacking, price):
         return False
     plan.relief[lacking] += price / lacking.size
     return True
+
+
+def _find_missing(plan: ChannelPlan, item: Completion) -> IntArray:
+    """Return the known ids that are gone though those beside them stay."""
+    return item.known[plan.keep[item.whole] & ~plan.keep[item.known]]
 
 
 def _settle(plan: ChannelPlan, layers: list[Layer], joins: list[Join], whole: list[Completion]) -> bool:
@@ -149,8 +163,8 @@ def _settle(plan: ChannelPlan, layers: list[Layer], joins: list[Join], whole: li
         wanted = join.result[plan.keep[base] & ~plan.keep[join.result]]
         changed |= wanted.size > 0 and plan.admit(wanted, f"the sum {join.node.name} takes over an operand's channels")
     for item in whole:
-        wanted = item.operand[plan.keep[item.result] & ~plan.keep[item.operand]]
-        changed |= wanted.size > 0 and plan.admit(wanted, f"their constants meet varying values in {item.node.name}")
+        wanted = _find_missing(plan, item)
+        changed |= wanted.size > 0 and plan.admit(wanted, item.reason)
     for ids in plan.facts.boxes.values():
         kept = plan.keep[ids]
         more = ids[even_lines(kept) & ~kept]

@@ -9,9 +9,14 @@ from typing import cast
 from torch import fx
 
 from fxprune.errors import ArtifactError
+from fxprune.layer import Layer
 
 CUTS_KEY = "fxprune_channel_cuts"
 """The key of `gm.meta` under which the elimination leaves one tuple of `LayerCut` a round."""
+
+
+STATISTICS = "statistics"
+"""Where constants went that a normalisation before the layer reads: into its statistics and two columns."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class LayerCut:
         out_channels: Output channels before.
         in_channels: Input channels before.
         carriers: Dead input channels that stay and stand, with their constant, for all other dead ones.
-        folded: Where the constants of lost input channels went: "bias", "table" (they differ over space), or "".
+        folded: Where the constants of lost input channels went: "bias", "table" (they differ over space),
+            "statistics" (of the normalisation before it; the carriers stand for its two columns), or "".
         biased: Whether the cut layer has a bias.
     """
 
@@ -39,6 +45,21 @@ class LayerCut:
     carriers: tuple[int, ...] = ()
     folded: str = ""
     biased: bool = False
+
+
+def whole_cut(layer: Layer) -> LayerCut:
+    """Return the record of a layer of which nothing was cut."""
+    transposed = layer.kind == "conv_transpose"
+    inputs = layer.weight_shape[0] if transposed else layer.weight_shape[1] * layer.groups
+    return LayerCut(
+        layer=layer.node.name,
+        weight=str(layer.weight.target),
+        rows=tuple(range(layer.out_channels)),
+        channels=tuple(range(inputs)),
+        out_channels=layer.out_channels,
+        in_channels=inputs,
+        biased=layer.bias is not None,
+    )
 
 
 def compose_cuts(gm: fx.GraphModule) -> tuple[LayerCut, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fxprune.channels.record import LayerCut
+from fxprune.channels.record import STATISTICS, LayerCut
 from fxprune.checkpoint.replay import Origin, Replay
 from fxprune.layer import Layer
 
@@ -31,10 +31,15 @@ class Place:
 
 
 def find_places(found: Replay) -> dict[str, Place]:
-    """Return the places of all weights and biases of layers, by the name of the small tensor."""
+    """Return the places of the weights and biases of layers, by the name of the small tensor.
+
+    Layers behind a split normalisation have none: their columns are several of the network's.
+    """
     places: dict[str, Place] = {}
     for layer in found.layers():
         cut, origin = found.cut_of(layer), found.origin_of(layer)
+        if STATISTICS in cut.folded:
+            continue
         weight = _place_weight(layer, cut, origin)
         places.setdefault(weight.small, weight)
         if layer.bias is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.arguments import read_example_inputs
-from fxprune.channels.record import LayerCut, compose_all, compose_cuts, read_cuts
+from fxprune.channels.record import LayerCut, compose_all, compose_cuts, read_cuts, whole_cut
 from fxprune.errors import ArtifactError, UnsupportedError
 from fxprune.graph import annotate, capture, check_ready, get_tensor
 from fxprune.layer import Layer, find_layer
@@ -61,19 +61,7 @@ class Replay:
 
     def cut_of(self, layer: Layer) -> LayerCut:
         """Return what was cut from a layer of the small graph."""
-        if layer.node.name in self.cuts:
-            return self.cuts[layer.node.name]
-        inputs = layer.weight_shape[0 if layer.kind == "conv_transpose" else 1]
-        inputs *= 1 if layer.kind == "conv_transpose" else layer.groups
-        return LayerCut(
-            layer=layer.node.name,
-            weight=str(layer.weight.target),
-            rows=tuple(range(layer.out_channels)),
-            channels=tuple(range(inputs)),
-            out_channels=layer.out_channels,
-            in_channels=inputs,
-            biased=layer.bias is not None,
-        )
+        return self.cuts.get(layer.node.name) or whole_cut(layer)
 
     def origin_of(self, layer: Layer) -> Origin:
         """Return the layer of the network; that with the same weight for a copy that took over some of the rows."""

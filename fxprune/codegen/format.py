@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.annotation import IndexArray, RowGroupPattern
+from fxprune.annotation import IndexArray, RowGroup, RowGroupPattern
 
 Float32Array = NDArray[np.float32]
 
@@ -132,6 +132,43 @@ def pack(weight: Float32Array, pattern: RowGroupPattern, height: int) -> PackedW
         rows=np.concatenate(rows).astype(np.int32),
         count=as_index[3],
     )
+
+
+def full_pattern(shape: tuple[int, int], conv_groups: int) -> RowGroupPattern:
+    """Return one group of all cells for every convolution group.
+
+    Args:
+        shape: Rows and columns of the 2-D view.
+        conv_groups: Groups of the convolution.
+    """
+    columns = np.arange(shape[1], dtype=np.int32)
+    rows = np.arange(shape[0], dtype=np.int32).reshape(conv_groups, -1)
+    return RowGroupPattern(shape, tuple(RowGroup(part, columns) for part in rows))
+
+
+def in_order(pattern: RowGroupPattern, height: int, conv_groups: int) -> RowGroupPattern:
+    """Return a pattern of neighbouring rows, `height` at a time, each group with all columns that one of its rows has.
+
+    It stores more cells, and a kernel stores its results as whole vectors.
+
+    Args:
+        pattern: Any row groups.
+        height: Rows of a group; the last of a convolution group may have fewer.
+        conv_groups: Groups of the convolution, which no row group crosses.
+    """
+    covered, per_group = pattern.covered(), pattern.shape[0] // conv_groups
+    starts = [
+        first for start in range(0, pattern.shape[0], per_group) for first in range(start, start + per_group, height)
+    ]
+    ends = [min(first + height, (first // per_group + 1) * per_group) for first in starts]
+    blocks = [np.arange(first, end, dtype=np.int32) for first, end in zip(starts, ends, strict=True)]
+    lists = [(rows, np.flatnonzero(covered[rows].any(axis=0)).astype(np.int32)) for rows in blocks]
+    return RowGroupPattern(pattern.shape, tuple(RowGroup(rows, columns) for rows, columns in lists if columns.size))
+
+
+def is_scattered(pattern: RowGroupPattern) -> bool:
+    """Whether the rows of some group are no neighbours."""
+    return any(int(group.rows[-1]) - int(group.rows[0]) >= group.height for group in pattern.groups)
 
 
 def padded_stored(pattern: RowGroupPattern, height: int) -> int:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from fxprune.annotation import IndexArray, RowGroupPattern
 from fxprune.codegen.cpu import pixels, rows
+from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, build_depthwise_kernel, pack_depthwise
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import Float32Array, PackedWeight, pack
 from fxprune.codegen.memory import Pool, rounded
-from fxprune.codegen.schedules import Schedule
+from fxprune.codegen.schedules import Schedule, stored_pattern
 from fxprune.codegen.workload import Workload, column_offsets
 from fxprune.errors import CodegenError
 
@@ -29,7 +30,7 @@ class LayerKernel:
     Attributes:
         work: Shapes and layouts.
         schedule: Options.
-        packed: The packed weight.
+        packed: The packed weight; None for a depthwise layer, whose taps are stored whole.
         arrays: Arguments between the input and the output, in the kernel's order.
         scratch_cells: float32 cells of scratch that the kernel needs; 0 = it takes none.
         channel_map: Position of each output channel in the output buffer, [O]; None = in order.
@@ -37,7 +38,7 @@ class LayerKernel:
 
     work: Workload
     schedule: Schedule
-    packed: PackedWeight
+    packed: PackedWeight | None
     arrays: tuple[NDArray[np.generic], ...]
     scratch_cells: int
     channel_map: IndexArray | None
@@ -48,8 +49,16 @@ class LayerKernel:
         """4-byte cells that the arrays take in a pool."""
         return sum(rounded(int(array.size)) for array in self.arrays)
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the stored weight and its indices."""
+        return sum(array.nbytes for array in self.arrays) if self.packed is None else self.packed.size_bytes
+
     def script(self, name: str) -> str:
         """Return the TVMScript of the function under a global symbol."""
+        if isinstance(self.schedule, DepthwiseSchedule):
+            return build_depthwise_kernel(name, self.work, self.schedule)
+        assert self.packed is not None
         if isinstance(self.schedule, RowsSchedule):
             problem = rows.RowsProblem(self.packed.blocks, *self._vector_rows)
             return rows.build_rows_kernel(name, self.work, problem, self.schedule)
@@ -93,7 +102,10 @@ def make_kernel(
             f"{work.shape} adds a residual, whose channels are in order, so its output cannot lie in the order of the "
             "blocks. Pass group_order=False."
         )
-    packed = pack(weight, pattern, schedule.height)
+    if isinstance(schedule, DepthwiseSchedule):
+        taps = pack_depthwise(work, schedule, weight, bias)
+        return LayerKernel(work, schedule, None, taps, 0, None, (False, False))
+    packed = pack(weight, stored_pattern(pattern, schedule, work.shape.groups), schedule.height)
     offsets = _offsets(work, schedule, packed, input_map)
     _check_sizes(work, packed, offsets)
     lane_bias = packed.per_lane(np.zeros(pattern.shape[0], np.float32) if bias is None else bias)

@@ -6,19 +6,24 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from fxprune.codegen.cpu.depthwise import DepthwiseSchedule
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.target import CpuTarget
 
-_FAMILIES: dict[str, type[RowsSchedule | PixelsSchedule]] = {"rows": RowsSchedule, "pixels": PixelsSchedule}
+_FAMILIES: dict[str, type[Schedule]] = {
+    "rows": RowsSchedule,
+    "pixels": PixelsSchedule,
+    "depthwise": DepthwiseSchedule,
+}
 
 
 def write_schedule(schedule: Schedule) -> dict[str, object]:
     """Return a schedule as JSON."""
-    family = "rows" if isinstance(schedule, RowsSchedule) else "pixels"
-    plain = asdict(schedule)
-    return {"family": family, **plain, "tile": list(plain["tile"])}
+    family = next(name for name, kind in _FAMILIES.items() if isinstance(schedule, kind))
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(schedule).items()}
+    return {"family": family, **plain}
 
 
 def read_schedule(written: Mapping[str, Any]) -> Schedule:
@@ -32,8 +37,10 @@ def read_schedule(written: Mapping[str, Any]) -> Schedule:
     if kind is None or names | {"family"} != set(written):
         raise ValueError(f"{dict(written)} is no schedule of this version")
     values: dict[str, Any] = {name: written[name] for name in names}
-    height, width = (int(size) for size in values["tile"])
-    return kind(**{**values, "tile": (height, width)})
+    if "tile" in values:
+        height, width = (int(size) for size in values["tile"])
+        values["tile"] = (height, width)
+    return kind(**values)
 
 
 def write_target(target: CpuTarget) -> dict[str, object]:

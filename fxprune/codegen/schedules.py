@@ -12,19 +12,26 @@ from typing import Literal
 
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.cpu import pixels, rows
+from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, is_depthwise
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
-from fxprune.codegen.format import padded_stored
+from fxprune.codegen.format import full_pattern, in_order, is_scattered, padded_stored
 from fxprune.codegen.target import EFFICIENCY, CpuTarget
 from fxprune.codegen.workload import Workload
 
-Schedule = RowsSchedule | PixelsSchedule
+Schedule = RowsSchedule | PixelsSchedule | DepthwiseSchedule
 
 _CLOCK_GHZ = 3.0
 """Clock that the predictions assume, with one vector multiply-add a cycle."""
 
 _DENSE_EFFICIENCY = 0.9
 """Share of the peak that dense convolutions reach."""
+
+_DEPTHWISE_EFFICIENCY, _DEPTHWISE_DENSE_EFFICIENCY = 0.25, 0.15
+"""Share of the peak that depthwise layers reach, ours and torch's: each activation is used a few times only."""
+
+_DEPTHWISE_TILES = ((1, 8), (2, 6), (2, 4), (4, 3))
+"""Vectors of channels and pixels in a tile of a depthwise kernel."""
 
 _LAUNCH_US = 3.0
 """One parallel region, microseconds."""
@@ -37,6 +44,9 @@ _WEIGHT_CELLS = 2**16
 
 _CLOSE = 1.1
 """Block heights predicted within this factor of the best are worth a measurement."""
+
+_SCATTERED = 3.0
+"""Blocks in order are worth a measurement if they are predicted within this factor of the best scattered ones."""
 
 _CACHE_CELLS = 2**18
 """float32 cells, 1 MB, of an activation that no longer stays in the L2 cache of a core."""
@@ -72,7 +82,8 @@ def predict_dense_us(work: Workload, target: CpuTarget) -> float:
     """Predict the time of the dense layer, microseconds."""
     shape = work.shape
     flops = 2 * shape.macs(shape.columns * shape.channels_out)
-    return flops / (peak_gflops(target) * _DENSE_EFFICIENCY) / 1e3 + _LAUNCH_US
+    efficiency = _DEPTHWISE_DENSE_EFFICIENCY if is_depthwise(shape) else _DENSE_EFFICIENCY
+    return flops / (peak_gflops(target) * efficiency) / 1e3 + _LAUNCH_US
 
 
 def _efficiency(height: int) -> float:
@@ -125,30 +136,75 @@ def refit(schedule: Schedule, work: Workload, target: CpuTarget) -> Schedule:
     return replace(schedule, tile=_row_tiles(work, schedule.vectors, target)[0])
 
 
-def rows_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:
+def stored_pattern(pattern: RowGroupPattern, schedule: object, conv_groups: int) -> RowGroupPattern:
+    """Return the row groups that a kernel stores.
+
+    Args:
+        pattern: The layer's row groups.
+        schedule: Options of the kernel, of any target.
+        conv_groups: Groups of the convolution.
+    """
+    if isinstance(schedule, RowsSchedule) and schedule.ordered:
+        return in_order(pattern, schedule.height, conv_groups)
+    return full_pattern(pattern.shape, conv_groups) if isinstance(schedule, DepthwiseSchedule) else pattern
+
+
+def depthwise_candidates(work: Workload, target: CpuTarget) -> Iterator[Candidate]:
+    """Yield schedules for a depthwise layer.
+
+    Args:
+        work: The layer; both layouts are "nhwc".
+        target: The CPU.
+    """
+    flops = 2 * work.shape.macs(work.shape.columns * work.shape.channels_out)
+    predicted = flops / (peak_gflops(target) * _DEPTHWISE_EFFICIENCY) / 1e3 + _LAUNCH_US
+    for vectors, pixels_in_tile in _DEPTHWISE_TILES:
+        yield Candidate(DepthwiseSchedule(target.lanes, vectors, pixels_in_tile), predicted)
+
+
+def rows_candidates(
+    work: Workload, pattern: RowGroupPattern, target: CpuTarget, *, channels_in_order: bool = True
+) -> Iterator[Candidate]:
     """Yield row-lane schedules for a layer.
 
     Args:
         work: The layer; both layouts are "nhwc".
         pattern: Its row groups.
         target: The CPU.
+        channels_in_order: Whether the output's channels lie in order, so that rows that are no neighbours are stored
+            one by one: then blocks in order are worth more cells.
     """
     heights = _row_heights(pattern, target)
+    best = heights[0][2] / _efficiency(heights[0][0] * heights[0][1])
     for lanes, vectors, cells in heights:
-        if cells / _efficiency(lanes * vectors) > _CLOSE * heights[0][2] / _efficiency(heights[0][0] * heights[0][1]):
-            continue
-        tiles = _row_tiles(work, vectors, target)
-        predicted = predict_us(cells, rows.computed_pixels(work, tiles[0]), lanes * vectors, target)
-        count = rows.tiles_of(work, tiles[0])
-        if count >= work.threads:
-            yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels"), predicted)
-        if count >= work.threads and max(work.x.numel, work.y.numel) > _CACHE_CELLS:
-            small = next((tile for tile in tiles if tile[0] * tile[1] <= _PREFETCH_PIXELS), tiles[0])
-            yield Candidate(RowsSchedule(lanes, vectors, small, "pixels", prefetch=True), predicted)
-        if count >= 8 * work.threads and cells > _WEIGHT_CELLS:
-            yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels", chunk=4), predicted)
-        if work.threads > 1 and count < 64 * work.threads:
-            yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "blocks"), predicted)
+        if cells / _efficiency(lanes * vectors) <= _CLOSE * best:
+            yield from _rows_variants(work, (lanes, vectors), cells, target)
+    if not channels_in_order or not is_scattered(pattern):
+        return
+    lanes, vectors = target.lanes, 2
+    ordered = in_order(pattern, lanes * vectors, work.shape.groups)
+    cells = padded_stored(ordered, lanes * vectors)
+    if cells / _efficiency(lanes * vectors) <= _SCATTERED * best:
+        for candidate in _rows_variants(work, (lanes, vectors), cells, target):
+            assert isinstance(candidate.schedule, RowsSchedule)
+            yield replace(candidate, schedule=replace(candidate.schedule, ordered=True))
+
+
+def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: CpuTarget) -> Iterator[Candidate]:
+    """Yield the schedules for one block shape, (lanes, vectors), that stores so many cells."""
+    lanes, vectors = shape
+    tiles = _row_tiles(work, vectors, target)
+    predicted = predict_us(cells, rows.computed_pixels(work, tiles[0]), lanes * vectors, target)
+    count = rows.tiles_of(work, tiles[0])
+    if count >= work.threads:
+        yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels"), predicted)
+    if count >= work.threads and max(work.x.numel, work.y.numel) > _CACHE_CELLS:
+        small = next((tile for tile in tiles if tile[0] * tile[1] <= _PREFETCH_PIXELS), tiles[0])
+        yield Candidate(RowsSchedule(lanes, vectors, small, "pixels", prefetch=True), predicted)
+    if count >= 8 * work.threads and cells > _WEIGHT_CELLS:
+        yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels", chunk=4), predicted)
+    if work.threads > 1 and count < 64 * work.threads:
+        yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "blocks"), predicted)
 
 
 def pixel_tile(work: Workload, lanes: int, count: int) -> tuple[int, int]:

@@ -18,14 +18,18 @@ Halo = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 NO_HALO: Halo = ((0, 0), (0, 0), (0, 0))
 
+LINE_CELLS = 16
+"""float32 cells of a cache line."""
+
 
 def spread_channels(channels: int) -> int:
-    """Return the channels to store so that neighbouring pixels fall into different sets of the L1 cache.
+    """Return the channels to store so that pixels begin on cache lines, and neighbours in different sets of the L1.
 
-    A pixel step that is a multiple of 512 bytes puts the pixels of a tile into a few of 64 sets; one more cache line
-    a pixel spreads them.
+    A vector across two lines costs two accesses. A pixel step that is a multiple of 512 bytes puts the pixels of a tile
+    into a few of 64 sets; one more cache line a pixel spreads them. Few channels stay as they are.
     """
-    return channels + 16 if channels % 128 == 0 else channels
+    whole = -(-channels // LINE_CELLS) * LINE_CELLS if channels > LINE_CELLS else channels
+    return whole + LINE_CELLS if whole % 128 == 0 else whole
 
 
 @dataclass(frozen=True)

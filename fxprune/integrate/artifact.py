@@ -22,6 +22,7 @@ from fxprune.frozen.inputs import InputForm, read_inputs, read_spec
 from fxprune.frozen.report import read_facts, read_originals, read_report
 from fxprune.frozen.tensors import read_mask
 from fxprune.graph import Captured
+from fxprune.integrate.gpu import is_for_gpu, open_program
 from fxprune.integrate.native import NATIVE, Stored, rebuild, run_dense, trust
 
 _MALFORMED = (
@@ -65,7 +66,8 @@ def load(path: str | os.PathLike[str], *, native: str = "trust") -> CompiledModu
         stored = json.loads(container.read(GRAPH))
         tensors = read_tensors(container.read(TENSORS))
         masks = {str(name): read_mask(form, tensors) for name, form in stored["masks"].items()}
-    compiled = CompiledModule(_refuse_shapes(container.path), masks)
+        elsewhere = any(is_for_gpu(part["recipe"]) for part in stored["parts"])
+    compiled = CompiledModule(_refuse_shapes(container.path), masks, any_device=elsewhere)
     for number, part in enumerate(stored["parts"]):
         form, made = _read_part(container, number, part, tensors, native)
         compiled.adopt(form, made)
@@ -130,10 +132,14 @@ def _read_part(
     if not recipe:
         from fxprune import shrunk
 
-        program = shrunk.DenseProgram(Captured(gm, form.spec, out_spec))
+        dense = shrunk.DenseProgram(Captured(gm, form.spec, out_spec))
+        return form, Specialisation(dense, out_spec, report)
+    binary = container.read(kernels_name(number)) if recipe["functions"] and native == "trust" else b""
+    if is_for_gpu(recipe):
+        with _named(container):
+            program, report = open_program(stored, binary, native)
         return form, Specialisation(program, out_spec, report)
     if native == "trust":
-        binary = container.read(kernels_name(number)) if recipe["functions"] else b""
         kernels, report = trust(stored, binary)
     else:
         kernels, report = rebuild(stored) if native == "rebuild" else run_dense(stored)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import fx
 
-from fxprune.annotation import RowGroup, RowGroupPattern, WeightAnnotation
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.annotation import RowGroupPattern, WeightAnnotation
+from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.format import Float32Array
 from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.workload import ConvShape
@@ -97,7 +96,7 @@ class Choice:
 
     @property
     def family(self) -> str:
-        """Who computes it: "dense", "rows" or "pixels"."""
+        """Who computes it: "dense"; "rows", channels-last, depthwise kernels too; or "pixels"."""
         return "dense" if self.schedule is None else family_of(self.schedule)
 
     @property
@@ -107,17 +106,10 @@ class Choice:
 
 
 def family_of(schedule: Schedule) -> str:
-    """Return the family of a kernel's options: "rows" or "pixels"."""
-    return "rows" if isinstance(schedule, RowsSchedule) else "pixels"
+    """Return the family of a kernel's options: "rows", channels-last, depthwise kernels too; or "pixels"."""
+    return "pixels" if isinstance(schedule, PixelsSchedule) else "rows"
 
 
 def constant(gm: fx.GraphModule, node: fx.Node | None) -> torch.Tensor | None:
     """Return the tensor of a `get_attr` node, None for None."""
     return None if node is None else get_tensor(gm, node)
-
-
-def full_pattern(shape: ConvShape) -> RowGroupPattern:
-    """Return one group of all cells for every convolution group."""
-    columns = np.arange(shape.columns, dtype=np.int32)
-    rows = np.arange(shape.channels_out, dtype=np.int32).reshape(shape.groups, -1)
-    return RowGroupPattern((shape.channels_out, shape.columns), tuple(RowGroup(part, columns) for part in rows))

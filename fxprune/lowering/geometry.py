@@ -10,18 +10,24 @@ from fxprune.codegen.workload import ConvShape, Halo, Layout, Triple
 from fxprune.layer import Layer
 
 
-def find_obstacle(layer: Layer) -> str | None:
+def is_depthwise(layer: Layer) -> bool:
+    """Whether a layer convolves every channel by itself, one output for one input."""
+    return layer.kind == "conv" and layer.groups == layer.out_channels > 1 and layer.weight_shape[1] == 1
+
+
+def find_obstacle(layer: Layer, *, depthwise: bool) -> str | None:
     """Return why no kernel can compute a layer, or None.
 
     Args:
         layer: Any layer of the graph.
+        depthwise: Whether the target has a kernel for depthwise layers.
     """
     fake = layer.input.meta["val"]
     if layer.kind == "conv_transpose":
         return "a transposed convolution stays dense: there is no row-group kernel for it"
     if fake.dtype != torch.float32 or layer.weight.meta["val"].dtype != torch.float32:
         return f"the kernels compute in float32, this layer in {fake.dtype}"
-    if layer.groups > 1 and layer.groups == layer.out_channels:
+    if layer.groups > 1 and layer.groups == layer.out_channels and not (depthwise and is_depthwise(layer)):
         return f"depthwise, {layer.groups} conv groups of one row: no two rows share an input channel"
     if prod(layer.output_shape) == 0:
         return "the output is empty"

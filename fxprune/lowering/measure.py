@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fxprune.codegen.build import Library
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.schedules import Candidate
@@ -115,7 +115,7 @@ def build_trials(
 
 def _make_trial(trial: Trial, candidate: Candidate, threads: int) -> LayerKernel:
     schedule, case = candidate.schedule, trial.case
-    family = "rows" if isinstance(schedule, RowsSchedule) else "pixels"
+    family = "pixels" if isinstance(schedule, PixelsSchedule) else "rows"
     work = trial_workload(trial, family, threads, schedule.height)
     grouped = trial.private and family == "rows"
     return make_kernel(work, schedule, case.weight, case.pattern, case.bias, group_order=grouped)

@@ -17,9 +17,11 @@ from torch import fx
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.memory import rounded
+from fxprune.codegen.schedules import stored_pattern
 from fxprune.codegen.workload import NO_HALO, ConvShape, Halo, Layout, Workload, spread_channels
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
+from fxprune.lowering.geometry import is_depthwise
 from fxprune.lowering.pool import Pooling
 
 _MAYBE_ALIAS = frozenset({"reshape", "contiguous", "flatten", "to", "_to_copy", "dropout"})
@@ -48,16 +50,19 @@ class Placement:
 def is_private(node: fx.Node, layers: Mapping[fx.Node, Layer], families: Mapping[fx.Node, str]) -> bool:
     """Whether every user of a node is a row-lane layer of the same kind that reads it as its input only.
 
-    A layer that adds a residual is never private: the residual's channels are in order, so its own must be.
+    A layer that adds a residual is never private: the residual's channels are in order, so its own must be. Nor is one
+    next to a depthwise layer, whose channels lie alike in its input and output.
     """
     own = layers[node]
     return (
         own.residual is None
+        and not is_depthwise(own)
         and bool(node.users)
         and all(
             families.get(user) == "rows"
             and layers[user].input is node
             and layers[user].residual is not node
+            and not is_depthwise(layers[user])
             and _kind(layers[user]) == _kind(own)
             for user in node.users
         )
@@ -134,7 +139,7 @@ def plan_layouts(
         private = family == "rows" and is_private(node, layers, families)
         channels = shape.channels_out
         if private:
-            channels = packed_lanes(patterns[node], schedule.height)
+            channels = packed_lanes(stored_pattern(patterns[node], schedule, shape.groups), schedule.height)
         if any(families.get(user) == family == "rows" for user in node.users):
             channels = spread_channels(channels)
         halo = wanted_halo(node, _kind(layer), layers, shapes, families) if family == "rows" else NO_HALO

@@ -141,7 +141,7 @@ def lower(
     _bind_pools(result, pools, arena, library)
     drop_constants(result)
     result.recompile()
-    sizes = {module_path(item.node): item.kernel.packed.size_bytes for item in lowered.values()}
+    sizes = {module_path(item.node): item.kernel.size_bytes for item in lowered.values()}
     return Program(result, sizes, arena[""], library, write_recipe(choices, target, texts))
 
 

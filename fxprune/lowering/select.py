@@ -16,12 +16,14 @@ from torch import fx
 
 from fxprune.codegen.schedules import (
     Candidate,
+    depthwise_candidates,
     pixels_candidates,
     predict_dense_us,
     rows_candidates,
 )
 from fxprune.codegen.target import CpuTarget
 from fxprune.lowering.choice import Case, Choice, family_of
+from fxprune.lowering.geometry import is_depthwise
 from fxprune.lowering.known import DENSE, Known, candidate_text, read_candidate
 from fxprune.lowering.measure import Trial, build_trials, dense_call, time_calls, trial_workload
 from fxprune.lowering.trials import find_trials
@@ -111,7 +113,10 @@ def usual_candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidat
     case = trial.case
     if case.pattern.density == 1 and case.weight.size > _LARGEST_FULL:
         return {family: [] for family in _FAMILIES}
-    rows = list(rows_candidates(trial_workload(trial, "rows", target.threads, 1), case.pattern, target))
+    flat = trial_workload(trial, "rows", target.threads, 1)
+    if is_depthwise(case.layer):
+        return {"rows": list(depthwise_candidates(flat, target)), "pixels": []}
+    rows = list(rows_candidates(flat, case.pattern, target, channels_in_order=not trial.private))
     work = trial_workload(trial, "pixels", target.threads, 1)
     planes = [] if case.layer.kind == "linear" else list(pixels_candidates(work, case.pattern, target))
     dense = predict_dense_us(work, target)

@@ -24,10 +24,12 @@ import torch
 from torch import fx
 
 from fxprune.channels.analysis import analyse
+from fxprune.channels.facts import Facts
 from fxprune.channels.grid import IntArray
+from fxprune.channels.norms import split_norms
 from fxprune.channels.packed import split_packed
 from fxprune.channels.plan import ChannelPlan, make_plan
-from fxprune.channels.record import CUTS_KEY, LayerCut, compose_all
+from fxprune.channels.record import CUTS_KEY, STATISTICS, LayerCut, compose_all
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules import find_rule
 from fxprune.errors import PreconditionError
@@ -80,7 +82,12 @@ class EliminateChannels(Pass):
         if split_packed(gm, facts):
             tidy(gm)
             facts = analyse(gm)
-        plan = make_plan(gm, facts, round_to=self.round_to, adds=self.adds, follow=self._rows_to_follow(gm))
+        plan = self._plan(gm, facts)
+        split = split_norms(gm, plan, self._norms_to_follow())
+        if split:
+            tidy(gm)
+            facts = analyse(gm)
+            plan = self._plan(gm, facts)
         rewriter = Rewriter(gm, facts, plan.keep)
         with torch.no_grad():
             for node in gm.graph.nodes:
@@ -89,13 +96,21 @@ class EliminateChannels(Pass):
                     rule.rewrite(node, rewriter)
         rewriter.graph.eliminate_dead_code()
         refusals = tuple(_find_refusals(gm, plan))
-        if not _is_smaller(rewriter.record, gm.graph, rewriter.graph):
-            return False, refusals
+        gone = {node.name for node in facts.reads} - {cut.layer for cut in rewriter.record}
+        if not gone and not _is_smaller(rewriter.record, gm.graph, rewriter.graph):
+            return split, refusals
         gm.graph = rewriter.graph
         rewriter.loosen_views()
         rewriter.store_constants()
         gm.meta.setdefault(CUTS_KEY, []).append(tuple(rewriter.record))
         return True, refusals
+
+    def _plan(self, gm: fx.GraphModule, facts: Facts) -> ChannelPlan:
+        return make_plan(gm, facts, round_to=self.round_to, adds=self.adds, follow=self._rows_to_follow(gm))
+
+    def _norms_to_follow(self) -> frozenset[str] | None:
+        """Return the layers whose normalisation was split when the record was made."""
+        return frozenset(cut.layer for cut in self.follow if STATISTICS in cut.folded) if self.follow else None
 
     def _rows_to_follow(self, gm: fx.GraphModule) -> dict[str, IntArray] | None:
         """Return which rows of each layer the record keeps, in the numbering of the rounds so far."""

@@ -10,6 +10,7 @@ from fxprune.codegen.space import pixels_space, rows_space
 from fxprune.codegen.target import EFFICIENCY, CpuTarget
 from fxprune.covering import cover_at
 from fxprune.lowering.choice import family_of
+from fxprune.lowering.geometry import is_depthwise
 from fxprune.lowering.known import candidate_text
 from fxprune.lowering.measure import Trial, trial_workload
 from fxprune.lowering.select import usual_candidates
@@ -28,15 +29,15 @@ _BATCH = 8
 def find_candidates(trial: Trial, target: CpuTarget) -> list[tuple[Candidate, Trial]]:
     """Return the candidates of a kind of layer with its row groups for each, the usual ones first, then by prediction.
 
-    There are none where not even the usual ones are worth a measurement.
+    There are none where not even the usual ones are worth a measurement, and no others for depthwise layers.
 
     Args:
         trial: The layer.
         target: The CPU.
     """
     usual = [(one, trial) for family in usual_candidates(trial, target).values() for one in family]
-    if not usual:
-        return []
+    if not usual or is_depthwise(trial.case.layer):
+        return usual
     space = sorted(_search_space(trial, target), key=lambda item: item[0].predicted_us)
     promising = [item for item in space if item[0].predicted_us <= _PROMISING * space[0][0].predicted_us]
     found = {candidate_text(candidate): (candidate, at) for candidate, at in [*usual, *promising[:MOST]]}
@@ -52,7 +53,8 @@ def _search_space(trial: Trial, target: CpuTarget) -> Iterator[tuple[Candidate, 
         at = replace(trial, case=cover_at(trial.case, height))
         if height is not None and at.case.pattern == trial.case.pattern:
             continue
-        rows = rows_space(trial_workload(at, "rows", target.threads, 1), at.case.pattern, target)
+        flat = trial_workload(at, "rows", target.threads, 1)
+        rows = rows_space(flat, at.case.pattern, target, channels_in_order=not trial.private)
         yield from ((replace(candidate, group_height=height), at) for candidate in rows)
         if trial.case.layer.kind != "linear":
             planes = pixels_space(trial_workload(at, "pixels", target.threads, 1), at.case.pattern, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Unpack
 
 import pytest
@@ -9,20 +10,27 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fxprune.graph import annotate, capture
+from fxprune.nodes import get_tensor
+from fxprune.passes import EliminateChannels, run_passes
 from tests.channels.toys import GATE, WRONG, Masked, Toy, check_toy, eliminate, error_of
-from tests.networks import Function, double, image
+from tests.networks import Function, double, image, layers
 
 
 def conv(inputs: int, outputs: int, size: int = 1, *, padding: int = 0, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, padding=padding, groups=groups)
 
 
-def around(layer: nn.Module) -> Toy:
+def around(
+    layer: nn.Module, kept: Mapping[str, tuple[int, int] | None] | None = None, options: EliminateChannels | None = None
+) -> Toy:
     """Return a toy that normalises eight channels, two of them dead."""
     return Toy(
         lambda m, x: m.b(m.n(m.a(x))),
         lambda: {"a": conv(3, 8), "n": layer, "b": conv(8, 2)},
         rows={"a": [0, 5]},
+        kept=kept or {},
+        options=options or EliminateChannels(),
     )
 
 
@@ -48,6 +56,7 @@ def plane(function: object, shape: tuple[int, ...] = (2, 3, 8, 6), **kept: tuple
     )
 
 
+COMPACT = EliminateChannels(adds="compact")
 CUT = {"a": (4, 3), "b": (2, 4)}
 
 TOYS: dict[str, Toy] = {
@@ -56,6 +65,69 @@ TOYS: dict[str, Toy] = {
     "41 instance norm with statistics": around(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
     "42 layer norm of constants": tokens(nn.LayerNorm(8), rows={"a": [1, 2]}, refusal="layer_norm"),
     "42 rms norm of constants": tokens(nn.RMSNorm(8), rows={"a": [1, 2]}, refusal="norm"),
+    "42 layer norm, constants leave": tokens(nn.LayerNorm(8), rows={"a": [1, 2]}, kept={"a": (6, 5)}, options=COMPACT),
+    "42 rms norm, constants leave": tokens(nn.RMSNorm(8), rows={"a": [1, 2]}, kept={"a": (6, 5)}, options=COMPACT),
+    "42 layer norm, columns leave": tokens(
+        nn.LayerNorm(8), rows={"a": [1, 2, 5]}, kept={"a": (5, 5), "b": (2, 7)}, options=COMPACT
+    ),
+    "42 layer norm, columns leave, zeros": tokens(
+        nn.LayerNorm(8),
+        rows={"a": [1, 2, 5]},
+        zeros={"a.bias": [1, 2, 5]},
+        kept={"a": (5, 5), "b": (2, 6)},
+        options=COMPACT,
+    ),
+    "42 layer norm without parameters, columns leave": tokens(
+        nn.LayerNorm(8, elementwise_affine=False),
+        rows={"a": [1, 2, 5]},
+        kept={"a": (5, 5), "b": (2, 7)},
+        options=COMPACT,
+    ),
+    "42 rms norm, columns leave": tokens(
+        nn.RMSNorm(8, eps=1e-3), rows={"a": [1, 2, 5]}, kept={"a": (5, 5), "b": (2, 6)}, options=COMPACT
+    ),
+    "42 rms norm, columns leave, zeros": tokens(
+        nn.RMSNorm(8), rows={"a": [1]}, zeros={"a.bias": [1]}, kept={"a": (7, 5), "b": (2, 7)}, options=COMPACT
+    ),
+    "42 layer norm read by two layers, one without a bias": Toy(
+        lambda m, x: (m.b(y := m.n(m.a(x))).relu(), m.c(y)),
+        lambda: {
+            "a": nn.Linear(5, 8),
+            "n": nn.LayerNorm(8),
+            "b": nn.Linear(8, 6),
+            "c": nn.Linear(8, 3, bias=False),
+        },
+        shapes=((2, 4, 5),),
+        rows={"a": [1, 2, 5], "b": [0]},
+        kept={"a": (5, 5), "b": (5, 7), "c": (3, 7)},
+        options=COMPACT,
+    ),
+    "42 layer norm read by something else": Toy(
+        lambda m, x: (m.b(y := m.n(m.a(x))), y.relu()),
+        lambda: {"a": nn.Linear(5, 8), "n": nn.LayerNorm(8), "b": nn.Linear(8, 2)},
+        shapes=((2, 4, 5),),
+        rows={"a": [1, 2, 5]},
+        kept={"a": (5, 5), "b": (2, 8)},
+        options=COMPACT,
+    ),
+    "42 layer norm, much to gain": Toy(
+        lambda m, x: m.b(m.n(m.a(x))),
+        lambda: {"a": nn.Linear(64, 64), "n": nn.LayerNorm(64), "b": nn.Linear(64, 256)},
+        shapes=((2, 196, 64),),
+        rows={"a": list(range(20))},
+        kept={"a": (44, 64), "b": (256, 46)},
+    ),
+    "42 layer norm of constants alone": tokens(
+        nn.LayerNorm(8), rows={"a": list(range(8))}, kept={"a": None}, options=COMPACT
+    ),
+    "40 group norm, constants leave": around(nn.GroupNorm(2, 8), {"a": (6, 3)}, COMPACT),
+    "40 group norm, much to gain": Toy(
+        lambda m, x: m.b(m.n(m.a(x))),
+        lambda: {"a": conv(64, 8, 3), "n": nn.GroupNorm(2, 8), "b": conv(8, 2)},
+        shapes=((1, 64, 16, 16),),
+        rows={"a": [0, 5]},
+        kept={"a": (6, 64)},
+    ),
     "42 layer norm with unused outputs": tokens(nn.LayerNorm(8), columns={"b": [0, 3]}),
     "42 layer norm with zero scales": tokens(nn.LayerNorm(8), zeros={"n.weight": [0, 3]}),
     "42 layer norm in the middle of a network": Toy(
@@ -115,6 +187,26 @@ def test_slicing_a_norm_over_channels_is_wrong(norm: type[nn.LayerNorm | nn.RMSN
         sliced = norm(6).double()
         sliced.load_state_dict({name: value[2:] for name, value in model.get_submodule("1").state_dict().items()})
         assert error_of(sliced(hidden[:, 2:]), model(x)[:, 2:]) > WRONG
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_known_channels_left_out_of_the_columns_are_wrong(norm: type[nn.LayerNorm | nn.RMSNorm]) -> None:
+    toy = tokens(norm(8), rows={"a": [1, 2, 5]})
+    model, (x,) = toy.build(), toy.inputs()
+    gm, _, error = eliminate(model, toy.masks(model), (x,), COMPACT)
+    assert error <= GATE
+    with torch.no_grad():
+        get_tensor(gm, layers(gm)[-1].weight)[:, 5:] = 0
+        assert error_of(gm(x)[0], model(x)) > WRONG
+
+
+def test_norm_in_half_precision_is_not_taken_apart() -> None:
+    toy = tokens(nn.LayerNorm(8), rows={"a": [1, 2, 5]})
+    model, (x,) = toy.build().bfloat16(), toy.inputs()
+    gm = capture(model, (x.bfloat16(),), {}, toy.masks(model)).graph_module
+    annotate(gm, toy.masks(model))
+    run_passes(gm, (COMPACT,))
+    assert [layer.weight_shape for layer in layers(gm)] == [(5, 5), (2, 8)]
 
 
 def test_padded_average_taken_for_a_constant_is_wrong() -> None:

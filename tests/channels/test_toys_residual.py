@@ -158,6 +158,20 @@ TOYS: dict[str, Toy] = {
         rows={"f": list(range(8))},
         kept={"e": None, "f": None},
     ),
+    "08 depthwise rows alone": Toy(
+        lambda m, x: m.b((y := m.a(x).relu()) + m.d(y).sigmoid()),
+        lambda: {"a": conv(3, 8), "d": conv(8, 8, 3, padding=1, groups=8), "b": conv(8, 2)},
+        rows={"d": [1, 2]},
+        kept={"a": (8, 3), "d": (6, 1), "b": (2, 8)},
+        options=EliminateChannels(adds="compact"),
+    ),
+    "08 depthwise rows alone, too little to gain": Toy(
+        lambda m, x: m.b((y := m.a(x).relu()) + m.d(y).sigmoid()),
+        lambda: {"a": conv(3, 8), "d": conv(8, 8, 3, padding=1, groups=8), "b": conv(8, 2)},
+        rows={"d": [1, 2]},
+        kept={"a": (8, 3), "d": (8, 1), "b": (2, 8)},
+        refusal="2 of 8 channels are dead and stay: ",
+    ),
     "44 constants behind a gate": Toy(
         lambda m, x: excite(m, m.a(x).sigmoid()),
         gated,

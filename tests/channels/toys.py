@@ -32,6 +32,7 @@ class Masked(TypedDict, total=False):
     zeros: Mapping[str, Indices]
     kept: Mapping[str, tuple[int, int] | None]
     refusal: str
+    options: EliminateChannels
 
 
 @dataclass(frozen=True)

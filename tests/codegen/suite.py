@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from fxprune.annotation import IndexArray, RowGroup, RowGroupPattern
 from fxprune.codegen.build import Library
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.format import Float32Array, packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.schedules import Schedule
@@ -159,7 +159,7 @@ class Case:
     def workload(self) -> Workload:
         """Place the tensors as the family of the schedule wants them."""
         shape = self.shape
-        if isinstance(self.schedule, RowsSchedule):
+        if not isinstance(self.schedule, PixelsSchedule):
             channels = packed_lanes(self.pattern, self.schedule.height) if self.group_order else shape.channels_out
             around = shape.padding if self.x_halo is None else self.x_halo
             x = Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in, around)
@@ -244,7 +244,7 @@ def make(case: Case, tensors: Tensors, input_map: IndexArray | None = None) -> L
     return make_kernel(
         case.workload(),
         case.schedule,
-        tensors.weight,
+        np.where(case.pattern.covered(), tensors.weight, np.float32(0)),
         case.pattern,
         tensors.bias,
         input_map=input_map,

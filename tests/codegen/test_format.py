@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fxprune.annotation import RowGroup, RowGroupPattern
-from fxprune.codegen.format import pack, packed_lanes, padded_stored
+from fxprune.codegen.format import in_order, is_scattered, pack, packed_lanes, padded_stored
 
 HEIGHTS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -111,3 +111,24 @@ def test_the_size_counts_values_and_indices() -> None:
     pattern = RowGroupPattern((4, 4), (RowGroup(np.arange(4, dtype=np.int32), np.arange(2, dtype=np.int32)),))
     packed = pack(np.ones((4, 4), dtype=np.float32), pattern, 4)
     assert packed.size_bytes == 4 * (8 + 2 + 1 + 1 + 1 + 4 + 1)
+
+
+@given(draw_patterns(), st.sampled_from(HEIGHTS), st.sampled_from([1, 2, 3]))
+def test_blocks_in_order_hold_every_cell_in_neighbouring_rows(
+    pattern: RowGroupPattern, height: int, conv_groups: int
+) -> None:
+    if pattern.shape[0] % conv_groups:
+        conv_groups = 1
+    ordered, per_group = in_order(pattern, height, conv_groups), pattern.shape[0] // conv_groups
+    assert not is_scattered(ordered)
+    assert bool((ordered.covered() | ~pattern.covered()).all())
+    for group in ordered.groups:
+        assert group.height <= height
+        assert group.rows[0] // per_group == group.rows[-1] // per_group
+        assert bool(pattern.covered()[group.rows][:, group.columns].any(axis=0).all()), "a column that no row has"
+
+
+def test_rows_that_are_no_neighbours_are_scattered() -> None:
+    columns = np.array([0, 2], dtype=np.int32)
+    assert is_scattered(RowGroupPattern((4, 3), (RowGroup(np.array([0, 2]), columns),)))
+    assert not is_scattered(RowGroupPattern((4, 3), (RowGroup(np.array([1, 2]), columns),)))

@@ -180,7 +180,9 @@ def suite() -> Suite:
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernel_equals_torch(suite: Suite, name: str) -> None:
-    assert rows.fits(CASES[name].workload(), CASES[name].schedule.tile), "the case itself is wrong"
+    case = CASES[name]
+    assert isinstance(case.schedule, RowsSchedule)
+    assert rows.fits(case.workload(), case.schedule.tile), "the case itself is wrong"
     suite.check(name)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fxprune.annotation import RowGroupPattern
+from fxprune.annotation import RowGroup, RowGroupPattern
 from fxprune.codegen.cpu import pixels, rows
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
@@ -144,9 +144,8 @@ def test_a_deep_layer_has_no_pixel_candidates() -> None:
 
 def test_a_batch_shared_by_images_is_not_split_in_two_ways() -> None:
     shape, target = SHAPES["batch"], TARGETS["avx512"]
-    splits = {
-        found.schedule.split for found in pixels_candidates(pixels_work(shape, target), full_pattern(shape), target)
-    }
+    found = [one.schedule for one in pixels_candidates(pixels_work(shape, target), full_pattern(shape), target)]
+    splits = {schedule.split for schedule in found if isinstance(schedule, PixelsSchedule)}
     assert splits == {"pixels"}
 
 
@@ -188,3 +187,22 @@ def test_every_candidate_of_an_odd_layer_equals_torch(suite: Suite) -> None:
     assert families == {RowsSchedule, PixelsSchedule}
     for name in suite.cases:
         suite.check(name)
+
+
+def test_blocks_in_order_are_tried_where_rows_would_be_stored_one_by_one() -> None:
+    shape, target = SHAPES["resnet_3x3"], TARGETS["avx512"]
+    work = rows_work(shape, target)
+    rows = np.arange(0, shape.channels_out, 2, dtype=np.int32)
+    scattered = RowGroupPattern(
+        (shape.channels_out, shape.columns), (RowGroup(rows, np.arange(shape.columns, dtype=np.int32)),)
+    )
+
+    def ordered(pattern: RowGroupPattern, *, channels_in_order: bool) -> int:
+        found = rows_candidates(work, pattern, target, channels_in_order=channels_in_order)
+        return sum(isinstance(one.schedule, RowsSchedule) and one.schedule.ordered for one in found)
+
+    assert ordered(scattered, channels_in_order=True) > 0
+    assert ordered(scattered, channels_in_order=False) == 0
+    assert ordered(draw_pattern(shape, (32,)), channels_in_order=True) == 0
+    cells = draw_pattern(shape, (1,), 0.02)
+    assert ordered(cells, channels_in_order=True) == 0, "nearly dense blocks for a few cells"

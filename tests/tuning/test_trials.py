@@ -39,6 +39,7 @@ def test_it_runs_the_columns_of_the_layer(target: CpuTarget) -> None:
     (job,) = jobs(target, 1)
     _, trial = first_trial(target)
     packed = job.kernel().packed
+    assert packed is not None
     assert packed.pattern.stored == trial.case.pattern.stored
     for block in range(packed.blocks):
         begin, length = int(packed.begin[block]), int(packed.length[block])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import fx
 
-from fxprune.channels.facts import Cells, Facts
+from fxprune.channels.facts import Cells, Completion, Facts
 from fxprune.channels.fold import constant_rows, is_depthwise
 from fxprune.channels.grid import BoolArray, IntArray
 from fxprune.channels.rewriter import Rewriter
@@ -42,7 +42,7 @@ class LayerRule(Rule):
         varying = rows_that_read(layer, reads, facts.varies(inputs))
         constant_rows(gm, layer, facts, inputs, ids.reshape(-1), np.flatnonzero(~varying))
         if is_depthwise(layer) and layer.out_channels == inputs.size and source.ids.size > 1:
-            facts.tie(ids.reshape(-1), inputs)
+            _tie_depthwise(layer, facts, ids.reshape(-1), inputs)
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
         """An input channel is used if a used row that varies reads it."""
@@ -67,6 +67,15 @@ class LayerRule(Rule):
             rewriter.copy_full(node)
             return
         rewrite_layer(layer, rewriter)
+
+
+def _tie_depthwise(layer: Layer, facts: Facts, ids: IntArray, inputs: IntArray) -> None:
+    """Tie results to inputs, except where a result is known and its input is not: it can go alone."""
+    loose = facts.varies(inputs) & ~facts.varies(ids)
+    facts.tie(ids[~loose], inputs[~loose])
+    if bool(loose.any()):
+        reason = f"taking the other channels out of {layer.input.name} for {layer.node.name} would cost more"
+        facts.completions.append(Completion(layer.node, layer.input, inputs[loose], ids[loose], reason))
 
 
 def channel_axis(layer: Layer) -> int:

@@ -137,7 +137,7 @@ def _tie_operands(node: fx.Node, facts: Facts, active: Sequence[Operand], cells:
     alike = [operand.ids for operand in active if operand.ids is not None and operand.ids.shape == cells.grid]
     size = int(np.prod(cells.shape))
     large = [
-        operand.ids
+        operand
         for operand in active
         if operand.ids is not None
         and operand.ids.shape == cells.grid
@@ -145,10 +145,13 @@ def _tie_operands(node: fx.Node, facts: Facts, active: Sequence[Operand], cells:
     ]
     joinable = node.target is _ADD and node.kwargs.get("alpha", 1) == 1 and len(cells.axes) == 1
     if joinable and len(active) == len(alike) == len(large) == 2:
-        facts.joins.append(Join(node, cells.ids.reshape(-1), tuple(ids.reshape(-1) for ids in large)))
+        facts.joins.append(Join(node, cells.ids.reshape(-1), tuple(ids.reshape(-1) for ids in alike)))
         return
-    for ids in large:
-        loose = facts.varies(cells.ids) & ~facts.varies(ids)
-        facts.tie(cells.ids[~loose], ids[~loose])
+    reason = f"their constants meet varying values in {node.name}"
+    for operand in large:
+        assert operand.ids is not None
+        loose = facts.varies(cells.ids) & ~facts.varies(operand.ids)
+        facts.tie(cells.ids[~loose], operand.ids[~loose])
         if bool(loose.any()):
-            facts.completions.append(Completion(node, cells.ids[loose], ids[loose]))
+            item = Completion(node, operand.node, cells.ids[loose], operand.ids[loose], reason)
+            facts.completions.append(item)

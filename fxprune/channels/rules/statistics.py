@@ -7,24 +7,44 @@ from typing import cast
 import numpy as np
 from torch import fx
 
-from fxprune.channels.facts import Facts, Kind
+from fxprune.channels.facts import Cells, Completion, Facts, Kind
 from fxprune.channels.grid import IntArray
-from fxprune.channels.rules.base import Rule, constant_of, is_constant, list_cells
+from fxprune.channels.rules.base import Rule, constant_of, is_constant, list_cells, set_opaque
 from fxprune.channels.rules.passing_values import normalise
 from fxprune.channels.spatial import FloatArray
 from fxprune.nodes import bind
 
 
 class SharedStatisticsRule(Rule):
-    """layer_norm, rms_norm, group_norm: each channel changes the mean or the variance of all others."""
+    """layer_norm, rms_norm, group_norm: each channel changes the mean or the variance of all others.
+
+    Channels that are known can leave the tensor: they come back before the operator, which counts all of them.
+    """
+
+    def forward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
+        """All results vary; say which channels of the input need not be computed."""
+        set_opaque(node, facts)
+        source = cast("fx.Node", node.args[0])
+        cells = facts.cells.get(source)
+        if not isinstance(cells, Cells):
+            return
+        known = cells.ids[~facts.varies(cells.ids)]
+        if known.size:
+            whole = np.broadcast_to(facts.of(node).ids.reshape(-1), known.shape)
+            facts.completions.append(Completion(node, source, whole, known, explain(node, source)))
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
-        """Everything is read, and stays: the operator counts its channels."""
+        """Everything is read; what varies stays."""
         for source in node.all_input_nodes:
             for cells in list_cells(source, facts):
-                facts.pin(
-                    cells.ids, f"{node.name} takes its statistics over the channels of {source.name}, dead or not"
-                )
+                varies = facts.varies(cells.ids)
+                facts.use(cells.ids)
+                facts.pin(cells.ids[varies], explain(node, source))
+
+
+def explain(node: fx.Node, source: fx.Node) -> str:
+    """Return why channels that do not vary stay before a normalisation."""
+    return f"{node.name} takes its statistics over the channels of {source.name}, dead or not"
 
 
 def axes_of_instance(node: fx.Node) -> tuple[int, ...]:

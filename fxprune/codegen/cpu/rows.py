@@ -20,11 +20,8 @@ from typing import Literal
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.halo import zero_halo
 from fxprune.codegen.script import Script
-from fxprune.codegen.workload import NO_HALO, Layout, Triple, Workload
+from fxprune.codegen.workload import LINE_CELLS, NO_HALO, Layout, Triple, Workload
 from fxprune.errors import CodegenError
-
-_LINE_CELLS = 16
-"""float32 cells of a cache line."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,8 @@ class RowsSchedule:
         split: What the threads share: "pixels" or "blocks".
         chunk: Tiles that run under one block before the next block, with split "pixels"; 0 = all of a thread's tiles.
         prefetch: Whether a tile asks for the memory of the next one: for activations that do not fit the L2 cache.
+        ordered: Whether blocks are of neighbouring rows, filled up with zeros (`format.in_order`), instead of the rows
+            of the layer's own groups.
     """
 
     lanes: int
@@ -46,6 +45,7 @@ class RowsSchedule:
     split: Literal["pixels", "blocks"]
     chunk: int = 1
     prefetch: bool = False
+    ordered: bool = False
 
     @property
     def height(self) -> int:
@@ -56,7 +56,8 @@ class RowsSchedule:
         """Short form for the report."""
         pixels = f"{self.tile[0]}x{self.tile[1]}"
         order = f"{self.split}{self.chunk if self.split == 'pixels' else ''}"
-        return f"rows {self.lanes}x{self.vectors} tile {pixels} {order}{' prefetch' if self.prefetch else ''}"
+        ends = f"{' prefetch' if self.prefetch else ''}{' in order' if self.ordered else ''}"
+        return f"rows {self.lanes}x{self.vectors} tile {pixels} {order}{ends}"
 
 
 @dataclass(frozen=True)
@@ -234,21 +235,21 @@ class _RowsWriter:
     def _prefetch_next(self) -> None:
         """Ask for the next tile's lines: this block's part of the output and the residual, a share of the input."""
         script, schedule, grid = self.script, self.schedule, self.grid
-        width, lines = schedule.tile[1], -(-schedule.height // _LINE_CELLS)
+        width, lines = schedule.tile[1], -(-schedule.height // LINE_CELLS)
         targets = [("Y", "pos[1]", grid.y_steps, 1)]
         if grid.residual_steps is not None:
             targets.append(("RES", "pos[2]", grid.residual_steps, 0))
         over_lines = (f"for p in T.unroll({self.pixels})", f"for k in T.unroll({lines})")
         with script.loops("if CHANNEL[b] >= 0", *over_lines):
             for buffer, start, steps, write in targets:
-                at = f"{start} + {width * steps[3]} + {self._pixel(steps)} + CHANNEL[b] + k * {_LINE_CELLS}"
+                at = f"{start} + {width * steps[3]} + {self._pixel(steps)} + CHANNEL[b] + k * {LINE_CELLS}"
                 script.add(_prefetch(f"{buffer}[{at}]", write))
         if grid.lines > 1:
             return
         cells = width * grid.x_steps[3]
-        share = -(-cells // (_LINE_CELLS * self.problem.blocks))
+        share = -(-cells // (LINE_CELLS * self.problem.blocks))
         with script.block(f"for k in T.serial({share})"):
-            script.add(_prefetch(f"X[pos[0] + {cells} + (b * {share} + k) * {_LINE_CELLS}]", 0))
+            script.add(_prefetch(f"X[pos[0] + {cells} + (b * {share} + k) * {LINE_CELLS}]", 0))
 
     def _pixel(self, steps: tuple[int, int, int, int]) -> str:
         """Return the element offset of pixel p inside its tile."""

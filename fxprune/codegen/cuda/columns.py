@@ -22,25 +22,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal
 
 from fxprune.codegen.cuda.epilogue import activation_statements
+from fxprune.codegen.cuda.tile import (
+    LARGEST_GRID_Y,
+    WARP,
+    WARP_ROWS,
+    ColumnsSchedule,
+    find_schedule_fault,
+    is_flat,
+    load_width,
+    store_width,
+    tiles_of,
+)
 from fxprune.codegen.script import Script
-from fxprune.codegen.workload import NO_HALO, Layout, Triple, Workload
+from fxprune.codegen.workload import Layout, Triple, Workload
 from fxprune.errors import CodegenError
 
 Form = Literal["device", "twin", "twin_reversed"]
-
-_WARP = 32
-_WARP_ROWS = 4
-"""Threads of a warp that share a pixel, as far as there are so many: 4 x 8 reads shared memory without conflicts."""
-
-SHARED_BYTES = 49152
-"""Shared memory that every launch may take without asking for more."""
-
-LARGEST_GRID_Y = 65535
-"""Thread blocks on the second axis of a grid."""
 
 _COPY = """
 __forceinline__ __device__ void fxprune_copy{bytes}(void* to, const void* from) {{
@@ -54,91 +54,6 @@ __forceinline__ __device__ void fxprune_commit() { asm volatile("cp.async.commit
 _WAIT = """
 __forceinline__ __device__ void fxprune_wait{left}() {{ asm volatile("cp.async.wait_group {left};" ::: "memory"); }}
 """
-
-
-@dataclass(frozen=True)
-class ColumnsSchedule:
-    """Options of one gathered-column kernel; all sizes are powers of two.
-
-    Attributes:
-        rows: Rows of a thread block's tile, BM; the height of a packed block.
-        pixels: Pixels of its tile, BN.
-        depth: Columns of a step, BK.
-        stages: Steps that shared memory holds.
-        thread: Rows and pixels of a thread, (TM, TN).
-        order: What neighbouring thread blocks share: "blocks" the pixels of different blocks, so the input is read
-            once; "pixels" the weights of a block.
-    """
-
-    rows: int
-    pixels: int
-    depth: int
-    stages: int
-    thread: tuple[int, int] = (8, 8)
-    order: Literal["blocks", "pixels"] = "pixels"
-
-    @property
-    def height(self) -> int:
-        """Rows of a packed block."""
-        return self.rows
-
-    @property
-    def threads(self) -> int:
-        """Threads of a thread block."""
-        return (self.rows // self.thread[0]) * (self.pixels // self.thread[1])
-
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a thread block."""
-        return 4 * self.stages * self.depth * (self.rows + self.pixels)
-
-    def __str__(self) -> str:
-        """Short form for the report."""
-        tile, thread = f"{self.rows}x{self.pixels}x{self.depth}", f"{self.thread[0]}x{self.thread[1]}"
-        return f"columns {tile} thread {thread} stages {self.stages} {self.order}"
-
-
-def _is_flat(layout: Layout | None) -> bool:
-    return layout is None or layout.halo == NO_HALO
-
-
-def _widest(cells: int) -> int:
-    """Return how many neighbours a thread moves at once."""
-    return next(width for width in (4, 2, 1) if cells % width == 0)
-
-
-def load_width(work: Workload) -> int:
-    """Return the cells that one copy of the input moves: neighbours that are aligned for every column."""
-    if work.shape.is_pointwise and _is_flat(work.x):
-        return _widest(work.shape.pixels)
-    return _widest(work.shape.batch)
-
-
-def store_width(work: Workload) -> int:
-    """Return the cells that one store moves."""
-    if _is_flat(work.y) and _is_flat(work.residual):
-        return _widest(work.shape.pixels)
-    return _widest(work.shape.batch)
-
-
-def tiles_of(work: Workload, schedule: ColumnsSchedule) -> int:
-    """Count the pixel tiles of a layer."""
-    return -(-work.shape.pixels // schedule.pixels)
-
-
-def find_schedule_fault(work: Workload, schedule: ColumnsSchedule) -> str | None:
-    """Return why a schedule cannot compute a layer, or None."""
-    (tm, tn), threads = schedule.thread, schedule.threads
-    sizes = (schedule.rows, schedule.pixels, schedule.depth, tm, tn)
-    if any(size < 1 or size & (size - 1) for size in sizes) or min(tm, tn) < 4:
-        return f"sizes {sizes} have to be powers of two and a thread's at least 4 x 4"
-    if threads % _WARP or threads > 1024 or schedule.stages < 2:
-        return f"{threads} threads and {schedule.stages} stages; whole warps up to 1024 threads and 2 stages are needed"
-    if schedule.shared_bytes > SHARED_BYTES:
-        return f"{schedule.shared_bytes} bytes of shared memory; a thread block has {SHARED_BYTES}"
-    if threads > schedule.depth * schedule.pixels // load_width(work):
-        return f"{threads} threads for {schedule.depth} x {schedule.pixels} cells a step; some would have none to copy"
-    return None
 
 
 class _Buffers:
@@ -306,17 +221,17 @@ class _ColumnsWriter:
     @property
     def _row_thread(self) -> str:
         """Which rows of the tile are the thread's, in [0, BM / TM)."""
-        across = min(_WARP_ROWS, self.row_threads)
-        along = _WARP // across
+        across = min(WARP_ROWS, self.row_threads)
+        along = WARP // across
         warps = self.pixel_threads // along
-        return f"({self._thread} // {_WARP * warps} * {across} + {self._thread} % {_WARP} // {along})"
+        return f"({self._thread} // {WARP * warps} * {across} + {self._thread} % {WARP} // {along})"
 
     @property
     def _pixel_thread(self) -> str:
         """Which pixels of the tile are the thread's, in [0, BN / TN)."""
-        along = _WARP // min(_WARP_ROWS, self.row_threads)
+        along = WARP // min(WARP_ROWS, self.row_threads)
         warps = self.pixel_threads // along
-        return f"({self._thread} // {_WARP} % {warps} * {along} + {self._thread} % {along})"
+        return f"({self._thread} // {WARP} % {warps} * {along} + {self._thread} % {along})"
 
     def _row(self, index: str) -> str:
         """Return the row in the tile of the thread's row `index`."""
@@ -328,7 +243,7 @@ class _ColumnsWriter:
         with self.script.block(self._unroll("i", self.bases)):
             place = f"({self._thread} + i * {self.schedule.threads}) % {per_step}"
             self.script.add(f"q: T.let = T.min(tile * {per_step} + {place}, {last})")
-            flat = self.work.shape.is_pointwise and _is_flat(self.work.x)
+            flat = self.work.shape.is_pointwise and is_flat(self.work.x)
             step, start = self.work.shape.stride, self._first_tap()
             self.script.add(f"{self._own('at', 'i')} = {self._address(self.work.x, 'q', self.load, flat, step, start)}")
 
@@ -398,9 +313,9 @@ class _ColumnsWriter:
             within = f"(j * {4 * self.pixel_threads} + {self._pixel_thread} * 4) // {width} + u"
             script.add(f"q: T.let = tile * {schedule.pixels // width} + {within}")
             with script.block(f"if q < {work.shape.pixels // width}"):
-                script.add(f"y: T.let = {self._address(work.y, 'q', width, _is_flat(work.y), one, work.y.origin)}")
+                script.add(f"y: T.let = {self._address(work.y, 'q', width, is_flat(work.y), one, work.y.origin)}")
                 if work.residual is not None:
-                    at = self._address(work.residual, "q", width, _is_flat(work.residual), one, work.residual.origin)
+                    at = self._address(work.residual, "q", width, is_flat(work.residual), one, work.residual.origin)
                     script.add(f"z: T.let = {at}")
                 with script.block(self._unroll("i", tm)):
                     script.add(f"row: T.let = ROWS[block * {schedule.rows} + {self._row('i')}]")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
@@ -30,8 +31,8 @@ class Device(Protocol):
             tensors: Its arguments by name.
         """
 
-    def enter(self) -> None:
-        """Make ready for calls from this thread."""
+    def running(self) -> AbstractContextManager[None]:
+        """Return what a run of the program happens within."""
 
 
 def find_gpu(index: int | None = None) -> torch.device:
@@ -73,10 +74,22 @@ class Gpu:
         self._driver = Driver(device.index or 0)
         self._modules: list[ctypes.c_void_p] = [self._driver.load(code) for code in library.parts]
         self._functions = library.functions
+        self._last: tuple[torch.cuda.Stream, torch.cuda.Event] | None = None
 
-    def enter(self) -> None:
-        """Use the device's context in this thread."""
-        self._driver.make_current()
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Use the device in this thread; a run on another stream than the one before waits for it: they share buffers.
+
+        While torch captures a CUDA graph nothing waits; a graph replays on one stream.
+        """
+        with torch.cuda.device(self.torch_device):
+            self._driver.make_current()
+            stream, captured = torch.cuda.current_stream(), torch.cuda.is_current_stream_capturing()
+            if self._last is not None and self._last[0] != stream and not captured:
+                stream.wait_event(self._last[1])
+            yield
+            if not captured:
+                self._last = stream, stream.record_event()
 
     def bind(self, name: str, grid: Grid, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
         """Return a call that launches a kernel on torch's current stream."""

@@ -9,14 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.annotation import IndexArray, RowGroupPattern
-from fxprune.codegen.cuda.columns import (
-    LARGEST_GRID_Y,
-    ColumnsSchedule,
-    Form,
-    build_columns_kernel,
-    tiles_of,
-)
+from fxprune.codegen.cuda.columns import Form, build_columns_kernel
 from fxprune.codegen.cuda.table import BlockTable, make_table
+from fxprune.codegen.cuda.tile import LARGEST_GRID_Y, ColumnsSchedule, tiles_of
 from fxprune.codegen.format import Float32Array, PackedWeight, pack
 from fxprune.codegen.workload import Workload, column_offsets
 from fxprune.errors import CodegenError
@@ -116,6 +111,8 @@ def _grid(work: Workload, schedule: ColumnsSchedule, table: BlockTable) -> tuple
 
 def _check_sizes(work: Workload, table: BlockTable, offsets: IndexArray) -> None:
     sizes = {"input": work.x.numel, "output": work.y.numel, "weight": int(table.values.size)}
+    if work.residual is not None:
+        sizes["residual"] = work.residual.numel
     for what, size in sizes.items():
         if size > _LARGEST_INDEX:
             raise CodegenError(f"The {what} of {work.shape} has {size} cells; kernels index with 32 bits.")

@@ -14,13 +14,8 @@ from math import prod
 import numpy as np
 
 from fxprune.annotation import RowGroupPattern
-from fxprune.codegen.cuda.columns import (
-    LARGEST_GRID_Y,
-    ColumnsSchedule,
-    load_width,
-    tiles_of,
-)
 from fxprune.codegen.cuda.target import CudaTarget
+from fxprune.codegen.cuda.tile import LARGEST_GRID_Y, ColumnsSchedule, load_width, tiles_of
 from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.workload import Workload
 

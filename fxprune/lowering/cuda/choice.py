@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxprune.codegen.cuda.columns import ColumnsSchedule
+from fxprune.codegen.cuda.tile import ColumnsSchedule
 
 
 @dataclass(frozen=True)

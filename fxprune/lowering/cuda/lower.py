@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from fxprune.codegen.cuda.build import CudaLibrary, build_library
+from fxprune.codegen.cuda.build import CudaLibrary
+from fxprune.codegen.cuda.cache import open_library as build_or_find
 from fxprune.codegen.cuda.kernel import CudaKernel, make_kernel
 from fxprune.codegen.cuda.target import CudaTarget
 from fxprune.codegen.workload import Layout
@@ -17,6 +18,7 @@ from fxprune.lowering.choice import Case, constant
 from fxprune.lowering.cuda.choice import CudaChoice
 from fxprune.lowering.cuda.modules import CopyModule, LaunchModule
 from fxprune.lowering.cuda.plan import Interval, Placement, plan_buffers, plan_layouts
+from fxprune.lowering.cuda.pool import swap_around_pools
 from fxprune.lowering.cuda.program import CudaProgram, Parts, Step
 from fxprune.lowering.cuda.recipe import write_recipe
 from fxprune.lowering.dense import DenseLayer
@@ -54,7 +56,7 @@ def lower(
     cases: Mapping[fx.Node, Case],
     choices: Mapping[fx.Node, CudaChoice],
     target: CudaTarget,
-    open_library: OpenLibrary = build_library,
+    open_library: OpenLibrary | None = None,
 ) -> CudaProgram:
     """Replace every layer by its kernel or by dense torch.
 
@@ -63,7 +65,7 @@ def lower(
         cases: Layers that kernels can compute.
         choices: What runs them; a layer without a choice stays dense.
         target: The GPU.
-        open_library: Makes the library of the kernels' texts; one that was built before needs neither TVM nor nvcc.
+        open_library: Makes the library of the kernels' texts; None = compile them, or find them in the cache.
     """
     graph, mapped = copy_graph(gm)
     chosen = {node: case for node, case in cases.items() if choices[node].schedule is not None}
@@ -74,7 +76,8 @@ def lower(
     named = {name: text.replace(_ANY_NAME, name) for text, name in scripts.items()}
     for name, text in named.items():
         dump_text(f"kernel_{name}.txt", text)
-    library = open_library(named, target.arch) if named else None
+    library = (open_library or build_or_find)(named, target.arch) if named else None
+    swap_around_pools(result.graph, placed.values())
     copies = _insert_copies(result, lowered)
     places, buffers = _plan_buffers(result, lowered, copies)
     steps = tuple(_make_step(result, node, item, places) for node, item in lowered.items())

@@ -112,8 +112,7 @@ class CudaProgram:
                 self.tie(self._find_device(inputs))
             assert self._device is not None
             _check_devices(inputs, self._device.torch_device)
-            self._device.enter()
-            with torch.autocast(self._device.torch_device.type, enabled=False):
+            with self._device.running(), torch.autocast(self._device.torch_device.type, enabled=False):
                 return [self._own(output) for output in self.graph_module.forward(*inputs)]
 
     def tie(self, device: Device) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import fx
 
-from fxprune.codegen.cuda.columns import ColumnsSchedule
 from fxprune.codegen.cuda.target import CudaTarget, read_cuda_target
+from fxprune.codegen.cuda.tile import ColumnsSchedule
 from fxprune.lowering.cuda.choice import CudaChoice
 
 

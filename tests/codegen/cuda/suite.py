@@ -12,8 +12,9 @@ import tvm_ffi
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.build import Library
 from fxprune.codegen.cpu.rows import RowsSchedule
-from fxprune.codegen.cuda.columns import ColumnsSchedule, Form
+from fxprune.codegen.cuda.columns import Form
 from fxprune.codegen.cuda.kernel import CudaKernel, make_kernel
+from fxprune.codegen.cuda.tile import ColumnsSchedule
 from fxprune.codegen.target import parse_target
 from fxprune.codegen.workload import ConvShape, Layout, Workload
 from tests.codegen.suite import (

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from fxprune.annotation import RowGroup, RowGroupPattern
-from fxprune.codegen.cuda.columns import ColumnsSchedule, build_columns_kernel, load_width, store_width
+from fxprune.codegen.cuda.columns import build_columns_kernel
 from fxprune.codegen.cuda.epilogue import activation_statements
 from fxprune.codegen.cuda.kernel import make_kernel
+from fxprune.codegen.cuda.tile import ColumnsSchedule, load_width, store_width
 from fxprune.codegen.workload import Layout
 from fxprune.errors import CodegenError
 from fxprune.operators import ACTIVATIONS
@@ -128,7 +129,7 @@ def test_no_thread_waits_for_a_later_one() -> None:
 
 
 _LAYER = conv(16, 70, (9, 9), 3, padding=1, batch=4)
-_SCHEDULES = {
+SCHEDULES = {
     f"schedule_{rows}_{pixels}_{depth}_{stages}_{tm}x{tn}": cuda_case(
         _LAYER,
         ColumnsSchedule(rows, pixels, depth, stages, (tm, tn)),
@@ -149,8 +150,8 @@ _SCHEDULES = {
 
 @pytest.mark.slow
 def test_every_kind_of_tile_equals_torch() -> None:
-    suite = TwinSuite(_SCHEDULES)
-    for name in _SCHEDULES:
+    suite = TwinSuite(SCHEDULES)
+    for name in SCHEDULES:
         suite.check(name)
 
 
@@ -220,6 +221,7 @@ _BAD_SCHEDULES = {
     "powers of two": ColumnsSchedule(24, 64, 8, 2),
     "at least 4 x 4": ColumnsSchedule(16, 64, 8, 2, (2, 8)),
     "whole warps": ColumnsSchedule(8, 32, 8, 2),
+    "threads along the pixels": ColumnsSchedule(128, 16, 32, 2, (8, 4)),
     "2 stages are needed": ColumnsSchedule(32, 64, 8, 1),
     "bytes of shared memory": ColumnsSchedule(128, 256, 16, 3),
     "none to copy": ColumnsSchedule(128, 32, 4, 2, (4, 4)),

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from fxprune.codegen.cuda.build import CudaLibrary, build_library, write_sources
-from fxprune.codegen.cuda.columns import ColumnsSchedule
 from fxprune.codegen.cuda.nvcc import DeviceCode, compile_cuda, find_nvcc, read_resources
 from fxprune.codegen.cuda.schedules import TILES
 from fxprune.codegen.cuda.target import ARCHITECTURES
+from fxprune.codegen.cuda.tile import ColumnsSchedule
 from fxprune.errors import ArtifactError, CodegenError
 from tests.codegen.cuda.suite import SMALL, cuda_case, make
 from tests.codegen.suite import conv, draw_pattern, draw_tensors, halo

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from fxprune.codegen.cuda.columns import LARGEST_GRID_Y, find_schedule_fault
 from fxprune.codegen.cuda.schedules import (
     TILES,
     _block_steps,
@@ -14,6 +13,7 @@ from fxprune.codegen.cuda.schedules import (
     predict_us,
 )
 from fxprune.codegen.cuda.target import read_cuda_target
+from fxprune.codegen.cuda.tile import LARGEST_GRID_Y, find_schedule_fault
 from fxprune.codegen.workload import ConvShape, Workload
 from tests.codegen.cuda.suite import SMALL, cuda_case, make
 from tests.codegen.suite import conv, draw_pattern, draw_tensors, full_pattern, linear

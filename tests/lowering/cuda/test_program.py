@@ -41,7 +41,7 @@ ARCH = {"kind": "cuda", "arch": "sm_90a"}
 @pytest.fixture(autouse=True)
 def no_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the machine code out: the twins run."""
-    monkeypatch.setattr("fxprune.lowering.cuda.lower.build_library", lambda _, arch: CudaLibrary(arch, (), {}))
+    monkeypatch.setattr("fxprune.lowering.cuda.lower.build_or_find", lambda _, arch: CudaLibrary(arch, (), {}))
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def tokens() -> nn.Module:
 
 
 _IMAGE = (10, 9)
-_MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "chain": (chain, (2, 3, *_IMAGE)),
     "chain, batch 4": (chain, (4, 3, *_IMAGE)),
     "residual": (residual, (1, 4, *_IMAGE)),
@@ -153,9 +153,9 @@ _MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 @pytest.mark.usefixtures("all_kernels")
-@pytest.mark.parametrize("name", _MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_program_computes_what_the_masked_model_does(name: str) -> None:
-    make, shape = _MODELS[name]
+    make, shape = MODELS[name]
     model = make()
     masks = draw_masks(model, row_groups(16, 0.4), shuffled(row_groups(8, 0.4)), cells(0.3))
     compiled = check(model, masks, torch.randn(shape))
@@ -189,6 +189,31 @@ def test_only_the_edges_are_copied() -> None:
     program = program_of(compiled)
     assert len(program.parts.steps) == 5
     assert len(program.parts.copies) == 2, "the input, and the residual that torch makes"
+
+
+def _forward_pools(net: Layers, x: torch.Tensor) -> torch.Tensor:
+    y = F.relu(net.first(x))
+    y = F.avg_pool2d(F.max_pool2d(y, 3, 2, 1), 2, ceil_mode=True)
+    return F.adaptive_avg_pool2d(net.second(y), 2) + F.max_pool2d(net.third(y), 2)[..., :1, :1]
+
+
+@pytest.mark.usefixtures("all_kernels")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_pools_between_kernels_read_them_channels_last(batch: int) -> None:
+    layers = {"first": nn.Conv2d(3, 20, 3, padding=1), "second": nn.Conv2d(20, 9, 1), "third": nn.Conv2d(20, 9, 1)}
+    model = Function(_forward_pools, **layers).eval()
+    compiled = check(model, draw_masks(model, row_groups(16, 0.5)), torch.randn(batch, 3, 17, 19))
+    graph = program_of(compiled).graph_module
+    orders: list[bool] = []
+
+    class Watch(fx.Interpreter):
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            if "pool" in str(target):
+                orders.append(args[0].is_contiguous(memory_format=torch.channels_last))
+            return super().call_function(target, args, kwargs)
+
+    Watch(graph).run(torch.randn(batch, 3, 17, 19))
+    assert orders == [True] * 4
 
 
 @pytest.mark.usefixtures("all_kernels")

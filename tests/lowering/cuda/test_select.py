@@ -23,7 +23,7 @@ ARCH = {"kind": "cuda", "arch": "sm_90a"}
 @pytest.fixture(autouse=True)
 def no_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the choice matters here."""
-    monkeypatch.setattr("fxprune.lowering.cuda.lower.build_library", lambda _, arch: CudaLibrary(arch, (), {}))
+    monkeypatch.setattr("fxprune.lowering.cuda.lower.build_or_find", lambda _, arch: CudaLibrary(arch, (), {}))
 
 
 def report_of(model: nn.Module, x: torch.Tensor, *kinds: Mask) -> CompileReport:

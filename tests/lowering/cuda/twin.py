@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import tvm_ffi
@@ -31,8 +32,9 @@ class TwinDevice:
         self._library = Library(scripts, parse_target("cpu", 1)) if scripts else None
         self.launches: list[tuple[str, Grid]] = []
 
-    def enter(self) -> None:
+    def running(self) -> AbstractContextManager[None]:
         """Nothing has to be made ready."""
+        return nullcontext()
 
     def bind(self, name: str, grid: Grid, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
         """Return a call of a twin."""

@@ -1,0 +1,127 @@
+"""The command line: `prepare` compiles everything on any machine, `run` measures on a machine with a GPU.
+
+Both take the same choice of layers and models. What `prepare` compiled lies in the folder that FXPRUNE_CACHE_DIR names,
+build/gpu if it names none; with that folder `run` needs neither TVM's compiler nor nvcc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+import fxprune
+from benchmarks.gpu.layers import LayerCase, draw_cases
+from benchmarks.gpu.measure import Row, layer_scripts, measure_layer, measure_model, model_case
+from fxprune.codegen.cuda.cache import CACHE_VARIABLE, open_library
+from fxprune.codegen.cuda.device import find_gpu
+from fxprune.codegen.cuda.target import ARCHITECTURES, CudaTarget, find_arch, read_cuda_target
+from fxprune.errors import UnsupportedError
+
+_SPARSITIES = (0.58, 0.74, 0.8, 0.9)
+_MODELS = ("resnet18", "resnet50", "vgg16_bn")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns its exit code."""
+    chosen = _parse(arguments)
+    os.environ.setdefault(CACHE_VARIABLE, str(Path("build") / "gpu"))
+    if chosen.command == "prepare":
+        _prepare(chosen, read_cuda_target({"kind": "cuda", "arch": chosen.arch}))
+        return 0
+    try:
+        device = find_gpu()
+        target = read_cuda_target({"kind": "cuda", "arch": find_arch(torch.cuda.get_device_capability(device))})
+    except UnsupportedError as error:
+        print(f"skipped: {error} Run it on a machine with a GPU.")
+        return 0
+    torch.backends.cudnn.benchmark = True
+    rows = _measure(chosen, target, device)
+    _write(rows, chosen.output, device)
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("command", choices=("prepare", "run"))
+    parser.add_argument(
+        "--arch", choices=ARCHITECTURES, default="sm_90a", help="architecture that prepare compiles for"
+    )
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--sparsities", type=float, nargs="+", default=_SPARSITIES)
+    parser.add_argument("--rows", type=int, nargs="+", default=(32, 64), help="heights of row groups")
+    parser.add_argument("--models", nargs="*", default=_MODELS)
+    parser.add_argument("--layers", type=int, default=99, help="how many layer shapes; 0 = none")
+    parser.add_argument("--tiles", type=int, default=4, help="kernels of each layer that are timed")
+    parser.add_argument("--output", type=Path, default=Path("build") / "gpu" / "result.json")
+    return parser.parse_args(arguments)
+
+
+def _prepare(chosen: argparse.Namespace, target: CudaTarget) -> None:
+    for case in _cases(chosen):
+        library = open_library(layer_scripts(case, target, chosen.tiles), target.arch)
+        worst = max((f.resources.registers for f in library.functions.values()), default=0)
+        print(f"{case.label}: {len(library.functions)} kernels, at most {worst} registers", flush=True)
+    for name, sparsity, height in _models(chosen):
+        model, masks = model_case(name, chosen.batch, sparsity, height)
+        x = torch.randn(chosen.batch, 3, 224, 224)
+        report = fxprune.compile(model, masks, {"kind": "cuda", "arch": target.arch}, example_inputs=x).report
+        print(f"{name}, sparsity {sparsity}, groups of {height}: {report.compile_seconds:.0f} s", flush=True)
+
+
+def _measure(chosen: argparse.Namespace, target: CudaTarget, device: torch.device) -> list[Row]:
+    rows = []
+    for case in _cases(chosen):
+        rows.append(measure_layer(case, target, device, chosen.tiles))
+        print(_format(rows[-1]), flush=True)
+    for name, sparsity, height in _models(chosen):
+        rows.append(measure_model(name, chosen.batch, sparsity, height, device))
+        print(_format(rows[-1]), flush=True)
+    return rows
+
+
+def _cases(chosen: argparse.Namespace) -> list[LayerCase]:
+    """Return the layers that were asked for, all sparsities and heights of the first shapes."""
+    cases = list(draw_cases(chosen.batch, tuple(chosen.sparsities), tuple(chosen.rows)))
+    return cases[: chosen.layers * len(chosen.sparsities) * len(chosen.rows)]
+
+
+def _models(chosen: argparse.Namespace) -> list[tuple[str, float, int]]:
+    return [
+        (name, sparsity, height) for name in chosen.models for sparsity in chosen.sparsities for height in chosen.rows
+    ]
+
+
+def _format(row: Row) -> str:
+    """Return one line: the fastest engine first, the speed-up over the fastest dense one of the same type."""
+    times = sorted(row.times_us.items(), key=lambda item: item[1])
+    ours = min(time for name, time in times if not _is_peer(name))
+    dense = min(time for name, time in times if _is_peer(name) and name.endswith("fp32"))
+    listed = ", ".join(f"{name} {time:.1f} us" for name, time in times)
+    facts = ", ".join(f"{name} {value:.3g}" for name, value in row.facts.items())
+    return f"{row.label}: {dense / ours:.2f}x of dense fp32; {listed}; {facts}"
+
+
+def _is_peer(engine: str) -> bool:
+    return engine.startswith(("dense", "eager", "torch.compile"))
+
+
+def _write(rows: list[Row], path: Path, device: torch.device) -> None:
+    facts = {
+        "device": torch.cuda.get_device_name(device),
+        "torch": torch.__version__,
+        "fxprune": importlib.metadata.version("fxprune"),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

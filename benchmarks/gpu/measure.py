@@ -1,0 +1,161 @@
+"""What is timed: fxprune's kernels for a layer beside torch's dense convolutions, whole models beside torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fxprune
+from benchmarks.gpu.layers import LayerCase, draw_input
+from benchmarks.gpu.timing import time_interleaved
+from benchmarks.masks import apply_masks, make_masks
+from benchmarks.models import build_model
+from fxprune.codegen.cuda.cache import open_library
+from fxprune.codegen.cuda.device import Gpu
+from fxprune.codegen.cuda.driver import Grid
+from fxprune.codegen.cuda.kernel import CudaKernel
+from fxprune.codegen.cuda.target import CudaTarget
+
+TOLERANCE = 1e-5
+"""Largest difference from float64, as a share of the largest output."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        label: What was measured.
+        times_us: Median microseconds by engine.
+        facts: Floors, predictions, errors.
+    """
+
+    label: str
+    times_us: Mapping[str, float]
+    facts: Mapping[str, float]
+
+
+@contextmanager
+def _precision(*, tf32: bool) -> Iterator[None]:
+    """Let torch's convolutions and products use TF32, or not."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _with_precision(call: Callable[[], object], *, tf32: bool) -> Callable[[], object]:
+    def run() -> object:
+        with _precision(tf32=tf32), torch.no_grad():
+            return call()
+
+    return run
+
+
+def layer_scripts(case: LayerCase, target: CudaTarget, count: int) -> dict[str, str]:
+    """Return the texts of a layer's kernels by global symbol."""
+    kernels = [kernel for kernel, _ in case.kernels(target, count)]
+    return {f"tile_{number}": kernel.script(f"tile_{number}") for number, kernel in enumerate(kernels)}
+
+
+def measure_layer(case: LayerCase, target: CudaTarget, device: torch.device, count: int) -> Row:
+    """Check and time one layer.
+
+    Args:
+        case: The layer.
+        target: The GPU's architecture.
+        device: The GPU.
+        count: Kernels to time.
+
+    Raises:
+        AssertionError: A kernel's result is wrong.
+    """
+    kernels = case.kernels(target, count)
+    gpu = Gpu(open_library(layer_scripts(case, target, count), target.arch), device)
+    x = draw_input(case, device)
+    weight = torch.from_numpy(case.weight()).reshape(case.shape.channels_out, -1, *case.shape.kernel[1:]).to(device)
+    bias = torch.linspace(-1, 1, case.shape.channels_out, device=device)
+    stride, padding = case.shape.stride[1:], tuple(low for low, _ in case.shape.padding[1:])
+    wanted = F.relu(F.conv2d(x.double(), weight.double(), bias.double(), stride, padding))
+    calls: dict[str, Callable[[], object]] = {}
+    errors: dict[str, float] = {}
+    for number, (kernel, _) in enumerate(kernels):
+        name = str(kernel.schedule)
+        with gpu.running():
+            calls[name], y = _bind(gpu, f"tile_{number}", kernel, x)
+            calls[name]()
+        errors[name] = float((y.double() - wanted).abs().max() / wanted.abs().max())
+        assert errors[name] <= TOLERANCE, f"{case.label}: {name} is off by {errors[name]}"
+    channels_last = weight.contiguous(memory_format=torch.channels_last)
+
+    def dense() -> torch.Tensor:
+        return F.relu_(F.conv2d(x, channels_last, bias, stride, padding))
+
+    calls["dense fp32"] = _with_precision(dense, tf32=False)
+    calls["dense tf32"] = _with_precision(dense, tf32=True)
+    facts = {f"floor {name}": value for name, value in case.floors_us(target).items()}
+    facts |= {"predicted": kernels[0][1], "largest error": max(errors.values())}
+    return Row(case.label, time_interleaved(calls), facts)
+
+
+def _bind(gpu: Gpu, name: str, kernel: CudaKernel, x: torch.Tensor) -> tuple[Callable[[], None], torch.Tensor]:
+    """Return a call of a kernel and a view of its output, which is NaN before the first call."""
+    work, device = kernel.work, gpu.torch_device
+    arguments = {key: torch.from_numpy(array).to(device) for key, array in kernel.arrays.items()}
+    buffers = {}
+    for key, layout in (("X", work.x), ("Y", work.y)):
+        arguments[key] = torch.zeros(layout.numel, device=device)
+        size = (layout.batch, layout.channels, *layout.spatial)
+        buffers[key] = arguments[key].as_strided(size, layout.strides, layout.origin)[:, :, 0]
+    buffers["X"].copy_(x)
+    buffers["Y"].fill_(torch.nan)
+    return gpu.bind(name, Grid(kernel.grid, kernel.schedule.threads), arguments), buffers["Y"]
+
+
+def model_case(name: str, batch: int, sparsity: float, rows: int) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Return a model with its masks; the same arguments give the same ones."""
+    del batch
+    model = build_model(name)
+    return model, make_masks(model, "rowgroup", sparsity, 0, rows=rows)
+
+
+def measure_model(name: str, batch: int, sparsity: float, rows: int, device: torch.device) -> Row:
+    """Check and time one model.
+
+    Args:
+        name: As in `benchmarks.models`.
+        batch: Images.
+        sparsity: Share of pruned weights.
+        rows: Height of the row groups.
+        device: The GPU.
+
+    Raises:
+        AssertionError: The compiled model's result is wrong.
+    """
+    model, masks = model_case(name, batch, sparsity, rows)
+    x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    compiled = fxprune.compile(model, masks, "cuda", example_inputs=x)
+    dense = apply_masks(model, masks).to(device).to(memory_format=torch.channels_last)
+    x = x.to(device, memory_format=torch.channels_last)
+    with torch.no_grad(), _precision(tf32=False):
+        wanted = apply_masks(model, masks).to(device).double()(x[:8].double())
+        found = compiled(x)
+        assert isinstance(found, torch.Tensor)
+        error = float((found[:8].double() - wanted).abs().max() / wanted.abs().max())
+        assert error <= 10 * TOLERANCE, f"{name}: off by {error}"
+    tuned: Callable[[torch.Tensor], object] = torch.compile(dense, mode="max-autotune")
+    calls = {
+        "fxprune fp32": _with_precision(lambda: compiled(x), tf32=False),
+        "eager fp32": _with_precision(lambda: dense(x), tf32=False),
+        "eager tf32": _with_precision(lambda: dense(x), tf32=True),
+        "torch.compile fp32": _with_precision(lambda: tuned(x), tf32=False),
+    }
+    label = f"{name}, batch {batch}, sparsity {sparsity}, groups of {rows}"
+    return Row(label, time_interleaved(calls), {"largest error": error})

@@ -1,0 +1,96 @@
+"""The GPU benchmark as far as it goes without a GPU: cases, clock, table, the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.gpu.__main__ import _format, main
+from benchmarks.gpu.layers import LayerCase, draw_cases, draw_input
+from benchmarks.gpu.measure import Row, layer_scripts
+from benchmarks.gpu.timing import time_interleaved
+from fxprune.codegen.cuda.build import CudaLibrary
+from fxprune.codegen.cuda.target import read_cuda_target
+
+H200 = read_cuda_target({"kind": "cuda", "arch": "sm_90a"})
+
+
+def _case(sparsity: float = 0.8) -> LayerCase:
+    return next(draw_cases(4, (sparsity,), (32,)))
+
+
+def test_one_case_is_one_layer_bit_for_bit() -> None:
+    first, second = _case(), _case()
+    assert np.array_equal(first.weight(), second.weight())
+    assert torch.equal(draw_input(first, torch.device("cpu")), draw_input(second, torch.device("cpu")))
+    assert first.pattern().density == pytest.approx(0.2, abs=0.01)
+    assert np.array_equal(first.weight() != 0, first.pattern().covered())
+
+
+def test_cases_are_all_layers_sparsities_and_heights() -> None:
+    cases = list(draw_cases(64, (0.5, 0.9), (32, 64)))
+    assert len({case.label for case in cases}) == len(cases) == 11 * 4
+    assert {case.shape.batch for case in cases} == {64}
+
+
+def test_the_texts_of_a_case_are_the_same_on_every_machine() -> None:
+    """What one machine compiles another one finds in the cache."""
+    assert layer_scripts(_case(), H200, 2) == layer_scripts(_case(), H200, 2)
+    assert len(layer_scripts(_case(), H200, 3)) == 3
+
+
+def test_floors_are_below_predictions() -> None:
+    case = _case()
+    floors = case.floors_us(H200)
+    assert floors["bytes"] < floors["all"] <= case.kernels(H200, 1)[0][1]
+
+
+def test_samples_are_interleaved_and_medians_are_of_one_call() -> None:
+    asked: list[str] = []
+    times = {"slow": 900.0, "fast": 100.0}
+
+    def clock(call: Callable[[], object], repeats: int) -> float:
+        name = str(call())
+        asked.append(name)
+        return times[name] * repeats
+
+    found = time_interleaved({name: lambda name=name: name for name in times}, rounds=5, clock=clock)  # type: ignore[misc]
+    assert found == times
+    assert asked[4:].count("slow") == asked[4:].count("fast") == 10
+    assert len({tuple(asked[start : start + 4]) for start in range(4, 24, 4)}) == 2, "both orders occur"
+
+
+def test_a_line_names_the_gain_over_dense_of_the_same_type() -> None:
+    row = Row("layer", {"columns": 50.0, "dense fp32": 100.0, "dense tf32": 40.0}, {"floor all": 12.345})
+    assert _format(row) == (
+        "layer: 2.00x of dense fp32; dense tf32 40.0 us, columns 50.0 us, dense fp32 100.0 us; floor all 12.3"
+    )
+
+
+def test_without_a_gpu_it_is_skipped_with_the_reason(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["run"]) == 0
+    assert "skipped: " in capsys.readouterr().out
+
+
+def test_prepare_compiles_every_layer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, str]] = []
+
+    def open_library(scripts: Mapping[str, str], arch: str) -> CudaLibrary:
+        asked.append((len(scripts), arch))
+        return CudaLibrary(arch, (), {})
+
+    monkeypatch.setenv("FXPRUNE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("benchmarks.gpu.__main__.open_library", open_library)
+    words = "prepare --arch sm_86 --layers 2 --tiles 3 --sparsities 0.8 --rows 32 --batch 2 --models"
+    assert main(words.split()) == 0
+    assert asked == [(3, "sm_86")] * 2
+    assert capsys.readouterr().out.count("3x3") == 2

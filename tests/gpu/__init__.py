@@ -1,0 +1,1 @@
+"""What needs a GPU; without one every test here is skipped with that reason."""

@@ -1,0 +1,104 @@
+"""Whole models on a GPU against the masked model in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fxprune
+from fxprune.errors import UnsupportedError
+from tests.compiling import TOLERANCE, draw_masks, kernels, largest_difference, row_groups, run_masked, shuffled
+from tests.lowering.cuda.test_program import MODELS
+from tests.networks import randomise_norms
+
+torchvision = pytest.importorskip("torchvision")
+
+
+@pytest.fixture
+def all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let dense torch look slow."""
+    monkeypatch.setattr("fxprune.lowering.cuda.select.predict_dense_us", lambda *_: 1e9)
+
+
+@pytest.fixture(autouse=True)
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep torch's own layers in strict float32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.mark.usefixtures("all_kernels")
+@pytest.mark.parametrize("name", MODELS)
+def test_a_program_computes_what_the_masked_model_does(gpu: torch.device, name: str) -> None:
+    make, shape = MODELS[name]
+    model, x = make(), torch.randn(shape)
+    masks = draw_masks(model, row_groups(16, 0.4), shuffled(row_groups(8, 0.4)))
+    compiled = fxprune.compile(model, masks, "cuda", example_inputs=x)
+    for value in (x, x + 1, x.flip(-1)):
+        found = compiled(value.to(gpu))
+        assert found is not None
+        on_cpu = {key: part.cpu() for key, part in found.items()} if isinstance(found, dict) else found.cpu()
+        assert largest_difference(on_cpu, run_masked(model, masks, value)) <= TOLERANCE
+
+
+def test_resnet18_of_a_batch(gpu: torch.device) -> None:
+    model = randomise_norms(torchvision.models.resnet18(weights=None).eval())
+    masks = draw_masks(model, row_groups(32, 0.2))
+    x = torch.randn(32, 3, 224, 224)
+    compiled = fxprune.compile(model.to(gpu), masks, "cuda", example_inputs=x.to(gpu))
+    assert kernels(compiled)
+    wanted = run_masked(model, {name: mask.to(gpu) for name, mask in masks.items()}, x.to(gpu))
+    assert largest_difference(compiled(x.to(gpu)), wanted) <= TOLERANCE
+
+
+def test_another_stream_is_the_one_that_runs(gpu: torch.device) -> None:
+    model = MODELS["chain"][0]()
+    x = torch.randn(MODELS["chain"][1])
+    compiled = fxprune.compile(model, None, "cuda", example_inputs=x)
+    stream = torch.cuda.Stream(gpu)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        found = compiled(x.to(gpu))
+    stream.synchronize()
+    assert largest_difference(found.cpu(), run_masked(model, {}, x)) <= TOLERANCE
+
+
+def test_runs_on_two_streams_do_not_meet(gpu: torch.device) -> None:
+    """They share the program's buffers; the second waits for the first though the streams do not."""
+    model = MODELS["chain"][0]()
+    x = torch.randn(MODELS["chain"][1])
+    masks = draw_masks(model, row_groups(16, 0.4))
+    compiled = fxprune.compile(model, masks, "cuda", example_inputs=x)
+    streams = [torch.cuda.Stream(gpu) for _ in range(2)]  # type: ignore[no-untyped-call]
+    inputs = [(x + number).to(gpu) for number in range(20)]
+    torch.cuda.synchronize(gpu)
+    found = []
+    for number, value in enumerate(inputs):
+        with torch.cuda.stream(streams[number % 2]):
+            found.append(compiled(value))
+    torch.cuda.synchronize(gpu)
+    for value, output in zip(inputs, found, strict=True):
+        assert largest_difference(output.cpu(), run_masked(model, masks, value.cpu())) <= TOLERANCE
+
+
+def test_a_cuda_graph_holds_a_whole_run(gpu: torch.device) -> None:
+    model = MODELS["chain"][0]()
+    x = torch.randn(MODELS["chain"][1])
+    masks = draw_masks(model, row_groups(16, 0.4))
+    compiled = fxprune.compile(model, masks, "cuda", example_inputs=x)
+    fixed = x.to(gpu)
+    compiled(fixed)
+    torch.cuda.synchronize(gpu)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = compiled(fixed)
+    fixed.copy_(x + 1)
+    graph.replay()
+    torch.cuda.synchronize(gpu)
+    assert largest_difference(found.cpu(), run_masked(model, masks, x + 1)) <= TOLERANCE
+
+
+def test_an_input_on_the_cpu_is_named(gpu: torch.device) -> None:
+    model = MODELS["chain"][0]()
+    x = torch.randn(MODELS["chain"][1])
+    compiled = fxprune.compile(model, None, "cuda", example_inputs=x)
+    with pytest.raises(UnsupportedError, match=rf"Input 0 is on cpu, the compiled model runs on {gpu}"):
+        compiled(x)

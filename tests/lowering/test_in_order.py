@@ -1,0 +1,31 @@
+"""Blocks of neighbouring rows in whole compiled models: more cells, the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.schedules import Candidate, rows_candidates
+from tests.compiling import channels, check, draw_masks, force_kernels, row_groups, shuffled
+from tests.test_compile import residual
+
+
+@pytest.mark.parametrize("kind", ["rows", "groups"])
+def test_blocks_in_order_are_exact(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_ordered(*args: object, **options: object) -> Iterator[Candidate]:
+        found = list(rows_candidates(*args, **options))  # type: ignore[arg-type]
+        ordered = [one for one in found if isinstance(one.schedule, RowsSchedule) and one.schedule.ordered]
+        yield from ordered or found
+
+    force_kernels(monkeypatch, "rows")
+    monkeypatch.setattr("fxprune.lowering.select.rows_candidates", only_ordered)
+    model: nn.Module = residual().eval()
+    masks = draw_masks(model, channels if kind == "rows" else shuffled(row_groups(12)))
+    compiled = check(model, masks, torch.randn(2, 3, 9, 7))
+    ran = [layer for layer in compiled.report.layers if layer.kernel.endswith("in order")]
+    assert ran, str(compiled.report)
+    assert all(layer.stored_density >= layer.density for layer in ran)
