@@ -60,6 +60,7 @@ _build("prepare", "passes", "originals")
 _build("compiler", "targets", "prepare", "host")
 _build("tuner", "compiler")
 _build("integrate", "compiler")
+_build("cli", "integrate", "tuner")
 _build("__init__", "integrate", "tuner", "checkpoint")
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
