@@ -53,15 +53,15 @@ def read_tune(tune: str | float | None, options: Options) -> Effort:
     """
     if tune is None or tune == "off":
         return Effort()
+    level = isinstance(tune, str) and tune in LEVELS
+    seconds = isinstance(tune, (int, float)) and not isinstance(tune, bool) and 0 < tune < float("inf")
+    if not level and not seconds:
+        raise UnsupportedError(
+            f"tune={tune!r} is not known; pass one of {', '.join(map(repr, LEVELS))}, or a number of seconds above 0."
+        )
     if not options.measure:
         raise UnsupportedError(f"tune={tune!r} measures, and options['measure'] is False. Leave one of them out.")
-    if isinstance(tune, str) and tune in LEVELS:
-        return Effort(tune)
-    if isinstance(tune, (int, float)) and not isinstance(tune, bool) and 0 < tune < float("inf"):
-        return Effort("max", float(tune))
-    raise UnsupportedError(
-        f"tune={tune!r} is not known; pass one of {', '.join(map(repr, LEVELS))}, or a number of seconds above 0."
-    )
+    return Effort("max", float(tune)) if seconds else Effort(str(tune))
 
 
 def check_arguments(structure: str, dtype: torch.dtype | None) -> None:

@@ -87,7 +87,7 @@ def _count(layer: LayerReport, original: OriginalLayer) -> LayerReport:
         dense_size_bytes=original.size_bytes,
         density=layer.density * share,
         stored_density=layer.stored_density * share,
-        reason=f"cut from {was} to {now}; {layer.reason}",
+        reason=f"{layer.reason}; cut from {was} to {now}",
     )
 
 

@@ -27,7 +27,7 @@ def test_counts_are_those_of_the_whole_layers(target: str) -> None:
     assert (first.macs_dense, first.macs_kept) == (32 * 72 * 36, 16 * 72 * 36)
     assert (first.weight_shape, first.density) == ((32, 8, 3, 3), 0.5)
     assert (second.macs_dense, second.macs_run, second.density) == (32 * 16 * 36, 16 * 16 * 36, 0.5)
-    assert second.reason.startswith("cut from 16x32x1x1 to 16x16x1x1")
+    assert second.reason.endswith("; cut from 16x32x1x1 to 16x16x1x1")
     assert last.density == 1
     totals = compiled.report.totals()
     assert totals.dense_parameters == 32 * 72 + 32 * 16 + 576 * 5

@@ -122,7 +122,7 @@ WRONG_CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "deepcopy": (lambda: copy.deepcopy(compile_net()), "cannot be copied.*fxprune.load"),
     "structure": (lambda: compile_net(structure="tiles"), "structure='tiles'.*'exact'"),
     "dtype": (lambda: compile_net(dtype=torch.float16), r"dtype=torch\.float16.*float32"),
-    "tune": (lambda: compile_net(tune="quick"), "tune='quick'.*'off'"),
+    "tune": (lambda: compile_net(tune="quick"), "tune='quick' is not known.*'off'"),
     "database": (lambda: compile_net(database=3), "database=3 is no path.*pass the path of a file"),
     "target": (lambda: compile_net(target="cude"), "target='cude'.*pass 'cpu'"),
     "kind of target": (lambda: compile_net(target={"kind": "metal"}), "'metal'.*'llvm' or 'cuda'"),

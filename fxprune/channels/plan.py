@@ -85,8 +85,11 @@ class ChannelPlan:
         self._kept[self.sets[needed]] = True
         self.keep = self._kept[self.sets]
         pins = np.fromiter(self.facts.pinned, dtype=np.int64, count=len(self.facts.pinned))
+        groups: dict[str, list[int]] = {}
         for identity in pins[~self.keep[pins]].tolist():
-            self.admit(np.array([identity]), self.facts.pinned[identity])
+            groups.setdefault(self.facts.pinned[identity], []).append(identity)
+        for reason, members in groups.items():
+            self.admit(np.array(members), reason)
 
 
 def make_plan(

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 
 _LAUNCH_SOURCE = Path(__file__).with_name("cpu") / "launch.cc"
 _OPENMP_FUNCTIONS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-_OPENMP_FILE = re.compile(r"/[^/]*omp[^/]*\.so[^/ ]*$")
-"""Path of a runtime in the process's map of memory; a library whose file is gone ends in " (deleted)"."""
+_TORCH_FILE = re.compile(r"/libtorch_cpu\.so[^/ ]*$")
+"""Path of the library that runs torch's loops. Other packages bring OpenMP runtimes with threads of their own."""
 
 _COMPILERS = ("g++", "clang++", "c++")
 
@@ -157,8 +157,8 @@ def _find_openmp() -> tuple[int, ...] | None:
     if not maps.exists():
         return None
     paths = {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines()}
-    for path in sorted(path for path in paths if _OPENMP_FILE.search(path)):
-        library = ctypes.CDLL(path)
+    for path in sorted(path for path in paths if _TORCH_FILE.search(path)):
+        library = ctypes.CDLL(path)  # a look-up goes on in the libraries that it was linked with
         if all(hasattr(library, name) for name in _OPENMP_FUNCTIONS):
             addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _OPENMP_FUNCTIONS]
             return tuple(address or 0 for address in addresses)

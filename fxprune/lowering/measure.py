@@ -12,6 +12,7 @@ from fxprune.codegen.build import Library
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
+from fxprune.codegen.memory import Pool, rounded
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Halo, Layout, Workload, spread_channels
@@ -89,10 +90,73 @@ def trial_workload(trial: Trial, family: str, threads: int, height: int) -> Work
     return Workload(shape, x, y, residual, layer.activation, layer.activation_args, threads)
 
 
+class Rig:
+    """The input, output and residual that all trials share, on large pages.
+
+    In a model a layer finds its input in the cache, because the layer before has just written it, and writes memory
+    that another layer has used. Trials with buffers of their own push each other out of the cache, and all of them,
+    dense ones too, then take as long as the memory does.
+    """
+
+    def __init__(self, works: Sequence[Workload]) -> None:
+        """Allocate what the largest of the layers needs."""
+        sizes = [
+            max((work.x.numel for work in works), default=0),
+            max((work.y.numel for work in works), default=0),
+            max((work.residual.numel for work in works if work.residual), default=0),
+        ]
+        pool = Pool(sum(rounded(size) for size in sizes))
+        self._x, self._y, self._residual = (pool.take(size).normal_() for size in sizes)
+
+    def bind(self, library: Library, name: str, kernel: LayerKernel) -> Callable[[], object]:
+        """Return a call of a kernel; the library lives as long as the call."""
+        work = kernel.work
+        residual = self._residual[: work.residual.numel] if work.residual else None
+        scratch = torch.zeros(kernel.scratch_cells, dtype=torch.float32) if kernel.scratch_cells else None
+        x, y = self._x[: work.x.numel], self._y[: work.y.numel]
+        bound = BoundKernel(library[name], kernel, x, y, residual, scratch)
+
+        def run(_library: Library = library) -> None:
+            bound.run()
+
+        return run
+
+    def dense(self, case: Case) -> Callable[[], object]:
+        """Return a call of the dense layer on channels-last inputs."""
+        layer, work = case.layer, _dense_workload(case)
+        weight = torch.from_numpy(case.weight).reshape(layer.weight_shape)
+        bias = None if case.bias is None else torch.from_numpy(case.bias)
+        module = build_dense(layer, weight, bias)
+        x = buffer_view(self._x[: work.x.numel], work.x, layer.dims, tuple(layer.input.meta["val"].shape))
+        residual = None
+        if work.residual is not None:
+            cells = self._residual[: work.residual.numel]
+            residual = buffer_view(cells, work.residual, layer.dims, layer.output_shape)
+
+        def run() -> None:
+            with torch.no_grad():
+                module(x, residual)
+
+        return run
+
+
+def _dense_workload(case: Case) -> Workload:
+    """Return the layer as torch computes it, channels last."""
+    shape, layer = case.shape, case.layer
+    x = Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in)
+    y = Layout("nhwc", shape.batch, shape.channels_out, shape.spatial_out)
+    return Workload(shape, x, y, y if layer.residual else None, layer.activation, layer.activation_args, 1)
+
+
+def dense_call(case: Case) -> Callable[[], object]:
+    """Return a call of the dense layer on random channels-last inputs of its own."""
+    return Rig([_dense_workload(case)]).dense(case)
+
+
 def build_trials(
     trials: Sequence[tuple[Trial, Sequence[Candidate]]], target: CpuTarget
-) -> list[list[Callable[[], object]]]:
-    """Build every candidate of every layer in one library; return calls that are ready to be timed.
+) -> tuple[Rig, list[list[Callable[[], object]]]]:
+    """Build every candidate of every layer in one library; return calls that are ready to be timed, and their rig.
 
     Args:
         trials: Layer and its candidates.
@@ -104,13 +168,16 @@ def build_trials(
         made = [_make_trial(trial, candidate, target.threads) for candidate in candidates]
         scripts.update({f"trial_{number}_{i}": kernel.script(f"trial_{number}_{i}") for i, kernel in enumerate(made)})
         kernels.append(made)
+    works = [kernel.work for made in kernels for kernel in made]
+    rig = Rig([*works, *(_dense_workload(trial.case) for trial, _ in trials)])
     if not scripts:
-        return [[] for _ in trials]
+        return rig, [[] for _ in trials]
     library = Library(scripts, target)
-    return [
-        [_bind(library, f"trial_{number}_{i}", kernel) for i, kernel in enumerate(made)]
+    calls = [
+        [rig.bind(library, f"trial_{number}_{i}", kernel) for i, kernel in enumerate(made)]
         for number, made in enumerate(kernels)
     ]
+    return rig, calls
 
 
 def _make_trial(trial: Trial, candidate: Candidate, threads: int) -> LayerKernel:
@@ -119,37 +186,3 @@ def _make_trial(trial: Trial, candidate: Candidate, threads: int) -> LayerKernel
     work = trial_workload(trial, family, threads, schedule.height)
     grouped = trial.private and family == "rows"
     return make_kernel(work, schedule, case.weight, case.pattern, case.bias, group_order=grouped)
-
-
-def _bind(library: Library, name: str, kernel: LayerKernel) -> Callable[[], object]:
-    work = kernel.work
-    residual = torch.randn(work.residual.numel, dtype=torch.float32) if work.residual else None
-    scratch = torch.zeros(kernel.scratch_cells, dtype=torch.float32) if kernel.scratch_cells else None
-    x, y = torch.randn(work.x.numel, dtype=torch.float32), torch.zeros(work.y.numel, dtype=torch.float32)
-    bound = BoundKernel(library[name], kernel, x, y, residual, scratch)
-
-    def run(_library: Library = library) -> None:
-        bound.run()
-
-    return run
-
-
-def dense_call(case: Case) -> Callable[[], object]:
-    """Return a call of the dense layer on random channels-last inputs."""
-    layer, shape = case.layer, case.shape
-    weight = torch.from_numpy(case.weight).reshape(layer.weight_shape)
-    bias = None if case.bias is None else torch.from_numpy(case.bias)
-    module = build_dense(layer, weight, bias)
-    size = tuple(layer.input.meta["val"].shape)
-    layout = Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in)
-    x = buffer_view(torch.randn(layout.numel, dtype=torch.float32), layout, layer.dims, size)
-    residual = None
-    if layer.residual is not None:
-        layout = Layout("nhwc", shape.batch, shape.channels_out, shape.spatial_out)
-        residual = buffer_view(torch.randn(layout.numel, dtype=torch.float32), layout, layer.dims, layer.output_shape)
-
-    def run() -> None:
-        with torch.no_grad():
-            module(x, residual)
-
-    return run

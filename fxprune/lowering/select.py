@@ -25,7 +25,7 @@ from fxprune.codegen.target import CpuTarget
 from fxprune.lowering.choice import Case, Choice, family_of
 from fxprune.lowering.geometry import is_depthwise
 from fxprune.lowering.known import DENSE, Known, candidate_text, read_candidate
-from fxprune.lowering.measure import Trial, build_trials, dense_call, time_calls, trial_workload
+from fxprune.lowering.measure import Trial, build_trials, time_calls, trial_workload
 from fxprune.lowering.trials import find_trials
 
 logger = logging.getLogger(__name__)
@@ -150,10 +150,10 @@ def _measure(unique: Mapping[str, Trial], target: CpuTarget, known: Known | None
     """Time all candidates; those of all layers are built together, each layer is timed in turns with dense."""
     found = {key: usual_candidates(trial, target) for key, trial in unique.items()}
     flat = {key: [c for family in _FAMILIES for c in families[family]] for key, families in found.items()}
-    calls = build_trials([(trial, flat[key]) for key, trial in unique.items()], target)
+    rig, calls = build_trials([(trial, flat[key]) for key, trial in unique.items()], target)
     entries: dict[str, _Entry] = {}
     for (key, trial), trials in zip(unique.items(), calls, strict=True):
-        *times, dense = time_calls([*trials, dense_call(trial.case)])
+        *times, dense = time_calls([*trials, rig.dense(trial.case)])
         entries[key] = _Entry(_fastest(found[key], flat[key], times), dense * 1e6, "measured")
         if known is not None and known.fills:
             known.add_trials(key, flat[key], times, dense)

@@ -29,7 +29,7 @@ _BATCH = 8
 def find_candidates(trial: Trial, target: CpuTarget) -> list[tuple[Candidate, Trial]]:
     """Return the candidates of a kind of layer with its row groups for each, the usual ones first, then by prediction.
 
-    There are none where not even the usual ones are worth a measurement, and no others for depthwise layers.
+    There are none where not even the usual ones are worth a measurement; depthwise layers have the usual ones only.
 
     Args:
         trial: The layer.

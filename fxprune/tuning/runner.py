@@ -14,9 +14,8 @@ from collections.abc import Sequence
 import torch
 
 from fxprune.codegen.build import Library
-from fxprune.codegen.kernel import BoundKernel
 from fxprune.errors import FxpruneError
-from fxprune.lowering.measure import time_calls
+from fxprune.lowering.measure import Rig, time_calls
 from fxprune.tuning.trial import Job
 
 Answer = tuple[float | None, str]
@@ -24,11 +23,7 @@ Answer = tuple[float | None, str]
 
 def time_job(library: Library, name: str, job: Job) -> float:
     """Return the seconds of one call."""
-    kernel, work = job.kernel(), job.work
-    x, y = torch.randn(work.x.numel, dtype=torch.float32), torch.zeros(work.y.numel, dtype=torch.float32)
-    residual = torch.randn(work.residual.numel, dtype=torch.float32) if work.residual else None
-    scratch = torch.zeros(kernel.scratch_cells, dtype=torch.float32) if kernel.scratch_cells else None
-    return time_calls([BoundKernel(library[name], kernel, x, y, residual, scratch).run])[0]
+    return time_calls([Rig([job.work]).bind(library, name, job.kernel())])[0]
 
 
 def answer_job(library: Library, name: str, job: Job) -> Answer:

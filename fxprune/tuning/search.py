@@ -127,11 +127,12 @@ class Search:
         """Time the best of each layer once more, in turns with dense."""
         finals = {workload: self._finalists(workload) for workload in workloads}
         pairs = [(self._at(workload, one), [one]) for workload, found in finals.items() for one in found]
-        calls = iter(build_trials(pairs, self._target))
+        rig, built = build_trials(pairs, self._target)
+        calls = iter(built)
         for workload, found in finals.items():
             own = [call for _ in found for call in next(calls)]
             with measuring():
-                *times, dense = time_calls([*own, dense_call(self._trials[workload].case)])
+                *times, dense = time_calls([*own, rig.dense(self._trials[workload].case)])
             self._known.add_trials(workload, found, times, dense)
             self._tell()
 

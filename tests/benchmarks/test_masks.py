@@ -20,7 +20,9 @@ def test_density_of_resnet18_is_met(structure: str, sparsity: float) -> None:
     for name, mask in masks.items():
         density = int(mask.count_nonzero()) / mask.numel()
         # The smallest step: a row, a column of a group of 32 rows, a cell.
-        step = {"channel": mask[0].numel(), "rowgroup": 32, "unstructured": 1}[structure] / mask.numel()
+        step = {"channel": mask[0].numel(), "refill": mask[0].numel(), "rowgroup": 32, "unstructured": 1}[
+            structure
+        ] / mask.numel()
         assert density == pytest.approx(1.0 - sparsity, abs=0.501 * step), name
 
 

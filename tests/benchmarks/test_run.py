@@ -25,7 +25,7 @@ from tests.benchmarks.test_result import ABSENT, EAGER, OPENVINO, OURS, make_res
 def test_sweeps_span_all_values_and_rows_only_where_they_matter() -> None:
     sweep = "--model resnet18 vgg16_bn --batch 1 16 --structure all --rows 32 8 --sparsity 0.5 0.8"
     cases = run.list_cases(run.build_parser().parse_args(sweep.split()))
-    assert len(cases) == 2 * 2 * (2 + 1 + 1) * 2
+    assert len(cases) == 2 * 2 * (2 + 1 + 1 + 1) * 2
     assert {case.rows for case in cases if case.structure != "rowgroup"} == {0}
     assert len(set(cases)) == len(cases)
     spans = [(case.model, case.batch) for case in cases]

@@ -135,12 +135,12 @@ def test_norms_of_single_channels(name: str) -> None:
 @pytest.mark.parametrize(
     "norm", [nn.GroupNorm(1, 6), nn.GroupNorm(3, 6), nn.LayerNorm((6, 6, 6)), nn.RMSNorm((6, 6, 6))]
 )
-def test_shared_statistics_keep_everything_with_a_reason(norm: nn.Module) -> None:
+def test_shared_statistics_count_channels_that_left(norm: nn.Module) -> None:
     model = between(norm)
-    gm, record, error = eliminate(model, kill(model, [1, 4]), (image(2, 3, 8, 8),))
+    """The rows of dead channels go; what the norm makes of their constants varies, and its readers keep it."""
+    gm, _, error = eliminate(model, kill(model, [1, 4]), (image(2, 3, 8, 8),))
     assert error <= GATE
-    assert kept_shapes(gm) == {"a": (6, 3), "b": (4, 6)}
-    assert any("takes its statistics over the channels" in refusal.reason for refusal in record.refusals)
+    assert kept_shapes(gm) == {"a": (4, 3), "b": (4, 6)}
 
 
 def test_where_a_maximum_was_found_is_not_its_value() -> None:

@@ -102,12 +102,12 @@ def input_ids(layer: Layer, source: Cells) -> IntArray:
 
 def find_reads(gm: fx.GraphModule, layer: Layer) -> BoolArray:
     """Return which input channels of its conv group each row has a weight for, [O, I / groups]."""
-    weight = get_tensor(gm, layer.weight)
-    nonzero = (weight != 0).flatten(2).any(dim=2) if weight.ndim > 2 else weight != 0
+    cells = (get_tensor(gm, layer.weight) != 0).cpu().numpy()
+    nonzero = cells.reshape(*cells.shape[:2], -1).any(axis=2)  # several times faster than `any` of torch
     if layer.kind == "conv_transpose":
-        grouped = nonzero.view(layer.groups, -1, nonzero.shape[1])
-        nonzero = grouped.transpose(1, 2).reshape(layer.out_channels, -1)
-    return np.asarray(nonzero.cpu().numpy(), dtype=bool)
+        grouped = nonzero.reshape(layer.groups, -1, nonzero.shape[1])
+        nonzero = grouped.swapaxes(1, 2).reshape(layer.out_channels, -1)
+    return np.asarray(nonzero, dtype=bool)
 
 
 def rows_that_read(layer: Layer, reads: BoolArray, channels: BoolArray) -> BoolArray:
