@@ -27,7 +27,9 @@ from fxprune.masks import load_masks
 from fxprune.records.place import find_database
 from fxprune.tuner import tune as tune_model
 
-app = typer.Typer(help="Make pruned PyTorch models fast, with the same numbers.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make pruned PyTorch models fast, with the same numbers.", no_args_is_help=True, pretty_exceptions_enable=False
+)
 
 _ERROR, _INTERRUPTED = 1, 130
 

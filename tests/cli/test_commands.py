@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
+from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
 import fxprune
-from fxprune.cli.commands import app
+from fxprune.cli import commands
 from fxprune.tuning import plan
 from fxprune.tuning.process import shared_process
 from tests.compiling import TOLERANCE, Masks, draw_masks, largest_difference, row_groups, run_masked
 
+ROOT = Path(__file__).parents[2]
 INPUT = "1,32,10,10"
 
 
@@ -56,12 +66,21 @@ def no_process_is_left() -> Iterator[None]:
     shared_process().close()
 
 
-def run(*arguments: object) -> Result:
-    result: Result = CliRunner().invoke(app, [str(word) for word in arguments])
-    return result
+@dataclass(frozen=True)
+class Ran:
+    """What a command line gave."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
 
 
-def parsed(result: Result) -> object:
+def run(*arguments: object) -> Ran:
+    result = CliRunner().invoke(commands.app, [str(word) for word in arguments])
+    return Ran(result.exit_code, result.stdout, result.stderr)
+
+
+def parsed(result: Ran) -> Any:
     """Return the JSON on standard output, where nothing else may be."""
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
@@ -105,12 +124,12 @@ def test_report(folder: Path) -> None:
     report = fxprune.load(folder / "model.fxp").report
     assert run("report", folder / "model.fxp").stdout.strip() == str(report).strip()
     assert run("report", folder / "model.fxp", "--markdown").stdout.strip() == report.to_markdown().strip()
-    (written,) = parsed(run("report", folder / "model.fxp", "--json"))  # type: ignore[misc]
+    (written,) = parsed(run("report", folder / "model.fxp", "--json"))
     assert written == json.loads(json.dumps(report.to_dict()))
 
 
 def test_bench(folder: Path) -> None:
-    (found,) = parsed(run("bench", folder / "model.fxp", "--rounds", 2, "--json"))  # type: ignore[misc]
+    (found,) = parsed(run("bench", folder / "model.fxp", "--rounds", 2, "--json"))
     assert found["inputs"] == [[1, 32, 10, 10]]
     assert found["ms"] > 0
     assert found["speed_up"] == pytest.approx(found["dense_ms"] / found["ms"])
@@ -151,6 +170,7 @@ ERRORS = {
     "wrong target": (("compile", HERE, "--input", INPUT, "--target", "gpu", "-o", "x"), "target='gpu'"),
     "wrong effort": (("compile", HERE, "--input", INPUT, "--tune", "fast", "-o", "x"), "tune='fast' is not known"),
     "no file": (("report", "none.fxp"), "'none.fxp' cannot be read"),
+    "no folder": (("compile", HERE, "--input", INPUT, "--target", "torch", "-o", "none/x"), "none/x"),
     "no masks": (("masks", "none.pt"), "none.pt"),
     "no target": (("tune", HERE, "--input", INPUT, "--target", "torch"), "cannot be tuned"),
 }
@@ -166,6 +186,13 @@ def test_errors_are_one_message_and_code_1(case: str) -> None:
     assert message in result.stderr
 
 
+def test_the_command_is_installed_by_its_name() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, name = scripts["fxprune"].partition(":")
+    assert getattr(importlib.import_module(module), name) is commands.main
+    assert set(scripts) == {"fxprune"}
+
+
 def test_a_wrong_command_line_is_code_2() -> None:
     assert run("compile", HERE).exit_code == 2
     assert run("fly").exit_code == 2
@@ -178,3 +205,25 @@ def test_ctrl_c_is_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxprune.cli.commands.tune_model", stop)
     result = run("tune", HERE, "--input", INPUT)
     assert (result.exit_code, result.stderr) == (130, "error: stopped; what was recorded is kept.\n")
+
+
+_COMMAND = [sys.executable, "-c", "from fxprune.cli import main; main()"]
+
+
+def _trials(path: Path) -> int:
+    """Return how many trials of kernels a database holds; every line has to be whole."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return sum(json.loads(line)["candidate"] != "dense" for line in lines)
+
+
+@pytest.mark.slow
+def test_a_real_ctrl_c_keeps_what_was_found(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    words = ["tune", HERE, "--input", INPUT, "--masks", str(folder / "masks.safetensors"), "--database", str(path)]
+    with subprocess.Popen([*_COMMAND, *words], cwd=ROOT, stdout=PIPE, stderr=PIPE, start_new_session=True) as process:
+        while process.poll() is None and not (path.exists() and path.read_text().endswith("\n") and _trials(path)):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the command
+        stdout, stderr = process.communicate()
+    assert (process.returncode, stdout, stderr) == (130, b"", b"error: stopped; what was recorded is kept.\n")
+    assert _trials(path) > 0

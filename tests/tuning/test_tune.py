@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import io
 import json
 import multiprocessing
 import os
@@ -200,6 +201,20 @@ def test_progress_is_silent_without_a_terminal(capfd: pytest.CaptureFixture[str]
     with TerminalProgress() as show:
         show(Standing(1, 2, 0, 5.0, 10.0, 1.0))
     assert capfd.readouterr() == ("", "")
+
+
+def test_progress_on_a_terminal_shows_best_so_far_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "160")
+    with TerminalProgress() as show:
+        show(Standing(5, 10, 0, 1000.0, 2000.0, 10.0))
+    assert "5/10 trials, layers 2.00 -> 1.00 ms (2.00x), 10 s left" in terminal.getvalue()
 
 
 def test_the_line_of_progress() -> None:
