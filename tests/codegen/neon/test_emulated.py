@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from fxprune.codegen.cpu.pool import build_pool_kernel
+from fxprune.codegen.cpu.stage import build_stage_kernel
 from fxprune.codegen.kernel import LayerKernel
 from fxprune.codegen.schedules import Candidate, depthwise_candidates, pixels_candidates, rows_candidates
-from tests.codegen import test_depthwise, test_pixels, test_pool, test_rows
+from tests.codegen import test_depthwise, test_pixels, test_pool, test_rows, test_stage
 from tests.codegen.neon.emulator import Array, Emulated, aarch64, needs_emulator
 from tests.codegen.suite import (
     TOLERANCE,
@@ -28,6 +29,8 @@ from tests.codegen.suite import (
     in_order,
     largest_error,
     make,
+    poisoned,
+    view,
 )
 
 pytestmark = needs_emulator
@@ -128,6 +131,15 @@ def test_neon_code_of_every_family_equals_torch(checked: _Checked) -> None:
     errors = checked.errors()
     assert {name.split("_")[0] for name in errors} == {"rows", "pixels", "depthwise", "pool"}
     assert {name: error for name, error in errors.items() if not error <= TOLERANCE} == {}
+
+
+def test_neon_code_of_the_copy_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layouts = test_stage.LAYOUTS
+    emulated = Emulated({name: build_stage_kernel(name, y, 2) for name, y in layouts.items()}, tmp_path, monkeypatch)
+    xs = {name: torch.randn(y.batch, y.channels, *y.spatial) for name, y in layouts.items()}
+    calls = [(name, [xs[name].flatten().numpy(), poisoned(y.numel).numpy()]) for name, y in layouts.items()]
+    for (name, x), (_, found) in zip(xs.items(), emulated.run(calls), strict=True):
+        assert torch.equal(view(torch.from_numpy(found), layouts[name]), x), name
 
 
 @pytest.mark.skipif(shutil.which(OBJDUMP) is None, reason=f"{OBJDUMP} is not installed")
