@@ -8,7 +8,7 @@ DUMP ?= build/dump
 GPU_CACHE ?= build/gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ticket test test-all bench zoo gpu gpu-prepare format check golden dump metrics clean
+.PHONY: help setup demo ticket test test-all bench layers zoo gpu gpu-prepare format check golden dump metrics clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ ticket: $(STAMP) ## find lottery tickets on real images, retrain, compile and ti
 bench: ARGS ?= --model resnet50 --batch 1 --sparsity 0.8 --structure rowgroup
 bench: $(STAMP) ## one benchmark row, all engines side by side; ARGS="--model vgg16_bn --batch 16 ..."
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+layers: ARGS ?= --model resnet50 --sparsity 0.8
+layers: $(STAMP) ## every convolution by itself: share of this machine's peak, and what limits the worst
+	$(BIN)/python -m benchmarks.layers $(ARGS)
 
 zoo: $(STAMP) ## channel elimination on 90 networks, every kind of mask; ARGS="--tier B", "--models resnet18 --quick"
 	$(BIN)/python -m benchmarks.zoo $(ARGS)

@@ -18,7 +18,7 @@ from fxprune.channels.record import compose_cuts
 from fxprune.codegen.format import full_pattern, padded_stored
 from fxprune.codegen.memory import release_unused
 from fxprune.codegen.schedules import Schedule, stored_pattern
-from fxprune.codegen.target import CpuTarget, check_versions, parse_target
+from fxprune.codegen.target import CpuTarget, check_runs_here, check_versions, parse_target
 from fxprune.compiled import Specialisation
 from fxprune.covering import cover_at
 from fxprune.errors import UnsupportedError
@@ -57,14 +57,23 @@ logger = logging.getLogger(__name__)
 _LIBRARIES = ("fxprune", "torch", "apache-tvm", "apache-tvm-ffi")
 
 
-def prepare_target(target: str | Mapping[str, object], threads: int | None) -> CpuTarget:
+def prepare_target(target: str | Mapping[str, object], threads: int | None, *, measured: bool = False) -> CpuTarget:
     """Read the target and the number of threads.
 
+    Args:
+        target: "cpu", or a TVM target of kind llvm.
+        threads: Threads of the kernels; None = torch's.
+        measured: Whether kernels are to be timed here.
+
     Raises:
-        UnsupportedError: The target is not supported, or the installed apache-tvm-ffi crashes the process.
+        UnsupportedError: The target is not supported, or not on this machine; or the installed apache-tvm-ffi crashes
+            the process.
     """
     check_versions()
-    return parse_target(target, threads or torch.get_num_threads())
+    cpu = parse_target(target, threads or torch.get_num_threads())
+    if cpu != parse_target("cpu", cpu.threads):
+        check_runs_here(cpu, measured=measured)
+    return cpu
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,7 +57,7 @@ def open_backend(target: str | Mapping[str, object], options: Options, effort: E
         return _open_cuda(target)
     from fxprune import backend  # loads TVM, which `import fxprune` does not
 
-    cpu = backend.prepare_target(target, options.threads)
+    cpu = backend.prepare_target(target, options.threads, measured=options.measure or effort.level == "max")
     tuning = backend.open_records(database, cpu, effort)
 
     def build(

@@ -76,7 +76,7 @@ def tune(
     check_not_compiled(model)
     from fxprune import backend  # loads TVM, which `import fxprune` does not
 
-    cpu = backend.prepare_target(target, chosen.threads)
+    cpu = backend.prepare_target(target, chosen.threads, measured=True)
     tuning = backend.open_records(find_database(database), cpu, Effort("max", effort.seconds))
     kept = open_masks(model, masks)
     check_ready(model)

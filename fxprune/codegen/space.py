@@ -1,7 +1,7 @@
 """Every schedule of a layer that the kernels have and that the cost model does not rule out.
 
     rows     vectors of rows 1 to 4, or half a vector; every tile of pixels that fits the registers; what the threads
-             share; how many tiles run under one block; prefetch
+             share; how many tiles run under one block; prefetch; blocks of the groups' rows or of neighbouring rows
     pixels   rows 1 to 16; every number of vectors that fits the registers; what the threads share
 
 The model adds to `schedules` what a tile with few accumulators loses to the latency of the multiply-adders.
@@ -9,13 +9,15 @@ The model adds to `schedules` what a tile with few accumulators loses to the lat
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.cpu import pixels, rows
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
-from fxprune.codegen.format import padded_stored
+from fxprune.codegen.format import in_order, is_scattered, padded_stored
 from fxprune.codegen.schedules import Candidate, pixel_lanes, pixel_splits, pixel_tile, predict_us
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Workload
@@ -36,21 +38,29 @@ _FEW_ACCUMULATORS = 4
 """Tiles with fewer accumulators are left out where larger ones fit."""
 
 
-def rows_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:
+def rows_space(
+    work: Workload, pattern: RowGroupPattern, target: CpuTarget, *, channels_in_order: bool = True
+) -> Iterator[Candidate]:
     """Yield every row-lane schedule.
 
     Args:
         work: The layer; both layouts are "nhwc".
         pattern: Its row groups.
         target: The CPU.
+        channels_in_order: Whether the output's channels lie in order, so that rows that are no neighbours are stored
+            one by one: then blocks in order are tried too.
     """
+    ordered = (False, True) if channels_in_order and is_scattered(pattern) else (False,)
     shapes = [(target.lanes, vectors) for vectors in (1, 2, 3, 4)] + [(max(4, target.lanes // 2), 1)]
-    for lanes, vectors in dict.fromkeys(shapes):
-        cells = padded_stored(pattern, lanes * vectors)
+    for (lanes, vectors), in_place in itertools.product(dict.fromkeys(shapes), ordered):
+        height = lanes * vectors
+        stored = in_order(pattern, height, work.shape.groups) if in_place else pattern
         for tile in _row_tiles(work, vectors, target):
             waiting = max(1.0, _ACCUMULATORS / (tile[0] * tile[1] * vectors))
-            predicted = waiting * predict_us(cells, rows.computed_pixels(work, tile), lanes * vectors, target)
-            yield from (Candidate(schedule, predicted) for schedule in _row_orders(work, lanes, vectors, tile))
+            cells = padded_stored(stored, height)
+            predicted = waiting * predict_us(cells, rows.computed_pixels(work, tile), height, target)
+            for schedule in _row_orders(work, lanes, vectors, tile):
+                yield Candidate(replace(schedule, ordered=in_place), predicted)
 
 
 def _row_tiles(work: Workload, vectors: int, target: CpuTarget) -> list[tuple[int, int]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fxprune.codegen.host import missing_features
 from fxprune.codegen.process import BuildError, serve
 from fxprune.errors import UnsupportedError
 
@@ -42,6 +44,36 @@ class CpuTarget:
     def efficiency(self) -> tuple[tuple[int, float], ...]:
         """Pairs (height of a row group, useful rate of the best kernel over the dense rate)."""
         return EFFICIENCY
+
+    @property
+    def machine(self) -> str:
+        """Kind of processor, as `platform.machine` names it on Linux."""
+        triple = json.loads(self.description).get("mtriple")
+        name = platform.machine() if triple is None else str(triple).partition("-")[0]
+        return {"arm64": "aarch64", "amd64": "x86_64"}.get(name, name)
+
+
+def check_runs_here(target: CpuTarget, *, measured: bool) -> None:
+    """Refuse a target whose kernels this machine cannot load, or cannot run although they are to be measured.
+
+    Args:
+        target: The CPU.
+        measured: Whether kernels are to be timed.
+
+    Raises:
+        UnsupportedError: This machine is of another kind, or lacks a part of the processor.
+    """
+    if target.machine != platform.machine():
+        raise UnsupportedError(
+            f"The target is a processor of kind {target.machine}, this machine is {platform.machine()}, and compiled "
+            "kernels are loaded where they are built. Compile on a machine of that kind."
+        )
+    missing = missing_features(target.machine, target.features)
+    if measured and missing:
+        raise UnsupportedError(
+            f"Kernels for {target.mcpu} use {', '.join(missing)}, which this machine has not, and they are to be timed "
+            "here. Pass options={'measure': False}, save the result and load it there."
+        )
 
 
 def check_versions() -> None:

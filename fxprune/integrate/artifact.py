@@ -24,6 +24,7 @@ from fxprune.frozen.tensors import read_mask
 from fxprune.graph import Captured
 from fxprune.integrate.gpu import is_for_gpu, open_program
 from fxprune.integrate.native import NATIVE, Stored, rebuild, run_dense, trust
+from fxprune.report import CompileReport
 
 _MALFORMED = (
     KeyError,
@@ -72,6 +73,22 @@ def load(path: str | os.PathLike[str], *, native: str = "trust") -> CompiledModu
         form, made = _read_part(container, number, part, tensors, native)
         compiled.adopt(form, made)
     return compiled
+
+
+def read_reports(path: str | os.PathLike[str]) -> tuple[tuple[InputForm, CompileReport], ...]:
+    """Return the inputs and the report of every set of input shapes in a file; no kernel is loaded.
+
+    Args:
+        path: A file that `CompiledModule.save` wrote.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or of another form.
+    """
+    container = Container(Path(path))
+    _check_form(container)
+    with _named(container):
+        parts = json.loads(container.read(GRAPH))["parts"]
+        return tuple((read_inputs(part["inputs"]), read_report(part["report"])) for part in parts)
 
 
 def _check_form(container: Container) -> None:

@@ -53,7 +53,8 @@ def _search_space(trial: Trial, target: CpuTarget) -> Iterator[tuple[Candidate, 
         at = replace(trial, case=cover_at(trial.case, height))
         if height is not None and at.case.pattern == trial.case.pattern:
             continue
-        rows = rows_space(trial_workload(at, "rows", target.threads, 1), at.case.pattern, target)
+        flat = trial_workload(at, "rows", target.threads, 1)
+        rows = rows_space(flat, at.case.pattern, target, channels_in_order=not trial.private)
         yield from ((replace(candidate, group_height=height), at) for candidate in rows)
         if trial.case.layer.kind != "linear":
             planes = pixels_space(trial_workload(at, "pixels", target.threads, 1), at.case.pattern, target)

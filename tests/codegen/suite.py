@@ -252,22 +252,48 @@ def make(case: Case, tensors: Tensors, input_map: IndexArray | None = None) -> L
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Buffers:
+    """What changes from call to call, flat: the input and the residual placed, output and scratch poisoned."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    residual: torch.Tensor | None
+    scratch: torch.Tensor | None
+
+    @classmethod
+    def of(cls, kernel: LayerKernel, tensors: Tensors) -> Buffers:
+        """Place the tensors of a case."""
+        work = kernel.work
+        x = place(tensors.x, work.x, work.shape.padding if work.x.order == "nhwc" else NO_HALO)
+        added = work.residual is not None and tensors.residual is not None
+        residual = place(tensors.residual, work.residual) if added else None  # type: ignore[arg-type]
+        scratch = poisoned(kernel.scratch_cells) if kernel.scratch_cells else None
+        return cls(x, poisoned(work.y.numel), residual, scratch)
+
+
 def run_kernel(library: Library, name: str, kernel: LayerKernel, tensors: Tensors) -> torch.Tensor:
     """Run a kernel with poisoned output and scratch; checks what it wrote and returns the output buffer."""
-    work = kernel.work
-    zeros = work.shape.padding if work.x.order == "nhwc" else NO_HALO
-    x = place(tensors.x, work.x, zeros)
-    residual = None
-    if work.residual is not None and tensors.residual is not None:
-        residual = place(tensors.residual, work.residual)
-    y, scratch = poisoned(work.y.numel), poisoned(kernel.scratch_cells)
-    BoundKernel(library[name], kernel, x, y, residual, scratch if kernel.scratch_cells else None).run()
+    buffers = Buffers.of(kernel, tensors)
+    y, scratch = buffers.y, buffers.scratch
+    BoundKernel(library[name], kernel, buffers.x, y, buffers.residual, scratch).run()
     assert guards_are_intact(y), "written outside the output"
-    assert guards_are_intact(scratch), "written outside the scratch"
-    outside = torch.ones(work.y.numel, dtype=torch.bool)
-    view(outside, work.y).fill_(False)
-    assert bool((y[outside] == 0).all()), "the halo is not zero"
+    assert scratch is None or guards_are_intact(scratch), "written outside the scratch"
+    check_halo(y, kernel.work.y)
     return y
+
+
+def check_halo(y: torch.Tensor, layout: Layout) -> None:
+    """Check that an output's halo is zero."""
+    outside = torch.ones(layout.numel, dtype=torch.bool)
+    view(outside, layout).fill_(False)
+    assert bool((y[outside] == 0).all()), "the halo is not zero"
+
+
+def in_order(kernel: LayerKernel, y: torch.Tensor) -> torch.Tensor:
+    """Return the inside of an output buffer with its channels in order, [N, O, D, H, W]."""
+    found = view(y, kernel.work.y)
+    return found if kernel.channel_map is None else found[:, torch.from_numpy(kernel.channel_map).long()]
 
 
 def largest_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -288,10 +314,7 @@ class Suite:
     def run(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a case; returns its output and torch's, [N, O, D, H, W]."""
         case, kernel, tensors = self.cases[name], self.kernels[name], self.tensors[name]
-        found = view(run_kernel(self.library, name, kernel, tensors), kernel.work.y)
-        if kernel.channel_map is not None:
-            found = found[:, torch.from_numpy(kernel.channel_map).long()]
-        return found, tensors.reference(case)
+        return in_order(kernel, run_kernel(self.library, name, kernel, tensors)), tensors.reference(case)
 
     def check(self, name: str) -> None:
         """Compare a case with torch."""

@@ -32,7 +32,8 @@ def _first(
     added = None if residual is None else Layout("nhwc", 1, residual, (1, 2, 2))
     work = Workload(shape, x, y, added, None, (), 2)
     schedule = RowsSchedule(4, 1, (1, 2), split)
-    return first_channels(packed, work, schedule, 2, np.array(cut, dtype=np.int32)).tolist()
+    found: list[int] = first_channels(packed, work, schedule, 2, np.array(cut, dtype=np.int32)).tolist()
+    return found
 
 
 def test_a_ragged_block_writes_over_the_one_after_it() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import platform
 import re
 
 import pytest
 
+from fxprune.codegen import target as target_module
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
-from fxprune.codegen.target import CpuTarget, check_versions, parse_target
+from fxprune.codegen.target import CpuTarget, check_runs_here, check_versions, parse_target
 from fxprune.errors import UnsupportedError
 from tests.codegen.suite import Case, Suite, conv, draw_pattern
 
@@ -64,6 +66,25 @@ def test_another_target_is_refused(wanted: str | dict[str, object], message: str
 def test_a_target_of_another_type_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="target is a int; pass 'cpu' or"):
         parse_target(3, 2)  # type: ignore[arg-type]
+
+
+AARCH64 = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}
+
+
+def test_another_kind_of_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    with pytest.raises(UnsupportedError, match=r"of kind aarch64, this machine is x86_64.*Compile on a machine of"):
+        check_runs_here(parse_target(AARCH64, 1), measured=False)
+    check_runs_here(parse_target({**HASWELL, "mtriple": "x86_64-linux-gnu"}, 1), measured=False)
+
+
+def test_kernels_that_cannot_run_here_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = parse_target({"kind": "llvm", "mcpu": "skylake-avx512"}, 1)
+    monkeypatch.setattr(target_module, "missing_features", lambda _, features: sorted({"avx512f"} & {*features}))
+    with pytest.raises(UnsupportedError, match=r"skylake-avx512 use avx512f, which this machine has not.*'measure'"):
+        check_runs_here(target, measured=True)
+    check_runs_here(target, measured=False)
+    check_runs_here(parse_target(HASWELL, 1), measured=True)
 
 
 def test_the_installed_versions_work() -> None:

@@ -1,0 +1,1 @@
+"""Kernels for aarch64, run by an emulator of its processors."""
