@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from fxprune.annotation import RowGroup, RowGroupPattern
+from fxprune.codegen.cuda.costs import floor_us, memory_us
 from fxprune.codegen.cuda.kernel import CudaKernel, make_kernel
-from fxprune.codegen.cuda.schedules import find_candidates, floor_us, memory_us
+from fxprune.codegen.cuda.schedules import find_candidates
 from fxprune.codegen.cuda.target import CudaTarget
 from fxprune.codegen.workload import NO_HALO, ConvShape, Halo, Layout, Workload
 
