@@ -126,16 +126,19 @@ class CudaProgram:
         """
         place = device.torch_device
         try:
-            buffers = tuple(torch.zeros(layout.numel, device=place) for layout in self.parts.buffers)
+            buffers = tuple(
+                torch.zeros(layout.numel, dtype=getattr(torch, layout.cells), device=place)
+                for layout in self.parts.buffers
+            )
             for step in self.parts.steps:
                 _tie_step(step, buffers, device)
             for copy, number in self.parts.copies:
                 copy.tie(buffers[number])
             _move_graph(self.graph_module, place)
         except torch.OutOfMemoryError as error:
-            cells = sum(layout.numel for layout in self.parts.buffers)
+            size = sum(layout.numel * layout.cell_bytes for layout in self.parts.buffers)
             raise UnsupportedError(
-                f"{place} has too little memory for the compiled model: {4 * cells} bytes of activations besides its "
+                f"{place} has too little memory for the compiled model: {size} bytes of activations besides its "
                 f"weights. Use a smaller batch, or free memory. torch says: {error}"
             ) from error
         self.buffers, self._device = buffers, device
