@@ -27,6 +27,12 @@ needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="needs nvcc, of the 
 _MOST_REGISTERS = 128
 """Registers of a thread with which four thread blocks of 128 threads fit a multiprocessor."""
 
+_REGISTERS, _LARGEST_THREAD = 65536, 255
+"""Registers of a multiprocessor, and the most that a thread can have."""
+
+_LEAST_SHARED_BYTES, _RESERVED_BYTES = 102400, 1024
+"""Shared memory of a multiprocessor of sm_86 and sm_89, and what every thread block takes of it besides its own."""
+
 _AROUND = halo((1, 1), (1, 1))
 
 _ELF = b"\x7fELF"
@@ -96,8 +102,9 @@ def _check_tensor_tiles(library: CudaLibrary) -> None:
 
 
 def _most_registers(tile: TensorSchedule) -> int:
-    """Return the bound: a 64 x 64 rectangle takes 128 registers for its sums alone."""
-    return 216 if tile.warp == (64, 64) else _MOST_REGISTERS
+    """Return how many registers let as many thread blocks work at once as the least shared memory does, sm_86's."""
+    blocks = _LEAST_SHARED_BYTES // (tile.shared_bytes + _RESERVED_BYTES)
+    return min(_LARGEST_THREAD, _REGISTERS // (blocks * tile.threads))
 
 
 @needs_nvcc

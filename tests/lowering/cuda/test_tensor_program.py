@@ -24,7 +24,7 @@ from tests.lowering.cuda.twin import program_of
 from tests.networks import apply_masks
 
 ARCH = {"kind": "cuda", "arch": "sm_90a"}
-_MORE_THAN_DENSE = 1.25
+MORE_THAN_DENSE = 1.25
 """Largest error as a multiple of dense torch's in the same type."""
 
 
@@ -40,7 +40,8 @@ def all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxprune.lowering.cuda.select.predict_dense_us", lambda *_: 1e9)
 
 
-def _model(name: str, kind: torch.dtype) -> tuple[nn.Module, Masks, torch.Tensor]:
+def draw_model(name: str, kind: torch.dtype) -> tuple[nn.Module, Masks, torch.Tensor]:
+    """Return a model of a type with masks and an input; the same arguments give the same ones."""
     make, shape = MODELS[name]
     torch.manual_seed(0)
     model = make().to(kind)
@@ -58,7 +59,7 @@ _ALL = [
 @pytest.mark.usefixtures("all_kernels")
 @pytest.mark.parametrize(("name", "kind"), _ALL)
 def test_a_program_is_as_exact_as_dense_torch_in_its_type(tmp_path: Path, name: str, kind: torch.dtype) -> None:
-    model, masks, x = _model(name, kind)
+    model, masks, x = draw_model(name, kind)
     compiled = fxprune.compile(model, masks, ARCH, example_inputs=x)
     tie_to_emulator(compiled, tmp_path)
     steps = program_of(compiled).parts.steps
@@ -70,7 +71,7 @@ def test_a_program_is_as_exact_as_dense_torch_in_its_type(tmp_path: Path, name: 
         with torch.no_grad():
             dense = apply_masks(copy.deepcopy(model), masks)(value)
         found = compiled(value)
-        assert largest_difference(found, wanted) <= _MORE_THAN_DENSE * largest_difference(dense, wanted)
+        assert largest_difference(found, wanted) <= MORE_THAN_DENSE * largest_difference(dense, wanted)
 
 
 def test_the_cost_model_takes_tensor_cores_for_16_bits_where_they_gain() -> None:
@@ -116,7 +117,7 @@ def test_layers_of_two_types_have_kernels_of_two_kinds(monkeypatch: pytest.Monke
 
 
 def test_a_cpu_leaves_16_bits_to_torch() -> None:
-    model, masks, x = _model("chain", torch.bfloat16)
+    model, masks, x = draw_model("chain", torch.bfloat16)
     compiled = fxprune.compile(model, masks, example_inputs=x, options=QUICK)
     assert not kernels(compiled)
     assert "the kernels compute in float32, this layer in torch.bfloat16" in compiled.report.layers[0].reason
@@ -132,7 +133,7 @@ def test_a_program_is_made_again_from_its_recipe(monkeypatch: pytest.MonkeyPatch
         return lower(gm, *rest)
 
     monkeypatch.setattr("fxprune.backend_cuda.lower", lower_and_keep)
-    model, masks, x = _model("chain", torch.float16)
+    model, masks, x = draw_model("chain", torch.float16)
     program = program_of(fxprune.compile(model, masks, ARCH, example_inputs=x))
     assert program.library is not None
     again = backend_cuda.restore(kept[0], json.loads(json.dumps(program.recipe)), program.library.binary)
