@@ -13,6 +13,7 @@ from fxprune.errors import UnsupportedError
 from tests.compiling import TOLERANCE, draw_masks, kernels, largest_difference, row_groups, run_masked
 from tests.lowering.cuda.test_program import MODELS
 from tests.lowering.cuda.test_tensor_program import MORE_THAN_DENSE, draw_model
+from tests.lowering.cuda.twin import program_of
 from tests.networks import apply_masks, randomise_norms
 
 torchvision = pytest.importorskip("torchvision")
@@ -85,6 +86,19 @@ def test_runs_on_two_streams_do_not_meet(gpu: torch.device) -> None:
     torch.cuda.synchronize(gpu)
     for value, output in zip(inputs, found, strict=True):
         assert largest_difference(output.cpu(), run_masked(model, masks, value.cpu())) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("all_kernels")
+@pytest.mark.parametrize("name", MODELS)
+def test_runs_become_replays_of_a_cuda_graph(gpu: torch.device, name: str) -> None:
+    model, masks, x = draw_model(name, torch.float32)
+    compiled = fxprune.compile(model, masks, "cuda", example_inputs=x)
+    for number in range(5):
+        found = tree_map(torch.Tensor.cpu, compiled((x + number).to(gpu)))
+        assert largest_difference(found, run_masked(model, masks, x + number)) <= TOLERANCE
+    recording = program_of(compiled).recording
+    assert recording is not None
+    assert recording.is_replayed, recording.reason
 
 
 def test_a_cuda_graph_holds_a_whole_run(gpu: torch.device) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,10 +13,10 @@ from fxprune.codegen.cuda.driver import Grid
 from fxprune.lowering.cuda.program import CudaProgram
 from tests.codegen.cuda.emulated import aligned
 from tests.codegen.cuda.emulator import Emulator
-from tests.lowering.cuda.twin import program_of
+from tests.lowering.cuda.twin import TwinDevice, program_of
 
 
-class EmulatedDevice:
+class EmulatedDevice(TwinDevice):
     """Stands for the GPU; a kernel works on copies that are aligned as a GPU's tensors are."""
 
     def __init__(self, program: CudaProgram, folder: Path) -> None:
@@ -26,15 +25,13 @@ class EmulatedDevice:
         scripts = {step.function: step.kernel.script(step.function) for step in program.parts.steps}
         (source,) = write_sources([scripts], program.parts.target.arch)
         self._emulator = Emulator(source, folder)
-
-    def running(self) -> AbstractContextManager[None]:
-        """Nothing has to be made ready."""
-        return nullcontext()
+        self.launches = []
 
     def bind(self, name: str, grid: Grid, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
         """Return a call of a kernel."""
 
         def run() -> None:
+            self.launches.append((name, grid))
             copies = {key: aligned(tensor) for key, tensor in tensors.items()}
             self._emulator.launch(name, grid.blocks, grid.threads, copies)
             tensors["Y"].copy_(copies["Y"])
