@@ -81,7 +81,7 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         model, masks, inputs = on_host(model), on_host(masks), on_host(inputs)
     kept = open_masks(model, masks)
     check_ready(model)
-    pipeline = default_pipeline(backend.efficiency, structure)
+    pipeline = default_pipeline(backend.efficiency, structure, backend.narrow)
     scores = None if structure == "exact" else find_scores(model, kept)
 
     def ready_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Prepared:

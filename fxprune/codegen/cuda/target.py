@@ -49,6 +49,11 @@ class CudaTarget:
         return EFFICIENCY
 
     @property
+    def narrow_efficiency(self) -> tuple[tuple[int, float], ...]:
+        """The same for layers in 16 bits, on tensor cores; estimated."""
+        return NARROW_EFFICIENCY
+
+    @property
     def description(self) -> str:
         """The target for the report."""
         return f'{{"arch": "{self.arch}", "kind": "cuda"}}'
@@ -56,6 +61,10 @@ class CudaTarget:
 
 EFFICIENCY = ((1, 0.04), (2, 0.08), (4, 0.16), (8, 0.32), (16, 0.6), (32, 0.95), (64, 1.0))
 """Estimated, not measured: a tile has 8 rows at least, and below 32 rows every activation is used too seldom."""
+
+NARROW_EFFICIENCY = ((1, 0.008), (2, 0.016), (4, 0.032), (8, 0.065), (16, 0.13), (32, 0.25), (64, 0.45), (128, 0.55))
+"""Estimated, not measured: below 128 rows the L2 cache cannot bring activations as fast as tensor cores multiply them
+(H200: 5.5 TB/s against 600 TFLOP/s dense); from there on `mma.sync` is the limit."""
 
 _DEVICES = (
     CudaTarget("sm_80", "A100", 108, 64, 1.41, 1555, 312e3, 1.0, 240e3),
