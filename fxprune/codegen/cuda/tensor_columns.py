@@ -141,6 +141,7 @@ class _TensorWriter:
             "a": (self.down * _WORDS, "uint32", "local"),
             "b": (self.across * 2, "uint32", "local"),
             "r": (2, "float32", "local"),
+            "rows": (self.down * 2, "int32", "local"),
         }
         for name, (count, dtype, scope) in cells.items():
             self.script.add(f'{name} = T.alloc_buffer(({count},), "{dtype}", scope="{scope}")')
@@ -214,6 +215,8 @@ class _TensorWriter:
     def _finish(self) -> None:
         """Add the residual, activate and store the thread's cells of rows and pixels that exist."""
         script, schedule, work, width = self.script, self.schedule, self.work, self.pair
+        with script.loops(f"for i in T.unroll({self.down})", "for h in T.unroll(2)"):
+            script.add(f"rows[i * 2 + h] = ROWS[{self._row('i', 'h')}]")
         with script.loops(f"for j in T.unroll({self.across})", f"for u in T.unroll({2 // width})"):
             within = f"({self.first_pixel} + j * {COLUMNS} + {self.lane} % 4 * 2) // {width} + u"
             script.add(f"q: T.let = tile * {schedule.pixels // width} + {within}")
@@ -222,7 +225,7 @@ class _TensorWriter:
                 if work.residual is not None:
                     script.add(f"z: T.let = {output_address(work, work.residual, 'q', width)}")
                 with script.loops(f"for i in T.unroll({self.down})", "for h in T.unroll(2)"):
-                    script.add(f"row: T.let = ROWS[{self._row('i', 'h')}]")
+                    script.add("row: T.let = rows[i * 2 + h]")
                     with script.block("if row >= 0"):
                         self._store_cells(f"(i * {self.across} + j) * 4 + h * 2 + u")
 
