@@ -33,7 +33,7 @@ _LOAD = """
 __forceinline__ __device__ void fxprune_load_transposed(unsigned* to, const void* from) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"((unsigned)__cvta_generic_to_shared(from)));
+               : "r"((unsigned)__cvta_generic_to_shared(from)) : "memory");
 }
 """
 _MOVE = """
