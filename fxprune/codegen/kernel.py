@@ -16,6 +16,7 @@ from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, build_depthwise_ker
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import Float32Array, PackedWeight, pack
 from fxprune.codegen.memory import Pool, rounded
+from fxprune.codegen.runs import first_channels
 from fxprune.codegen.schedules import Schedule, stored_pattern
 from fxprune.codegen.workload import Workload, column_offsets
 from fxprune.errors import CodegenError
@@ -117,11 +118,15 @@ def make_kernel(
         cells = pixels.scratch_cells(work, schedule.lanes)
         lists = (*head, packed.rows, packed.count, lane_bias, _cuts(packed, units, work.threads))
         return LayerKernel(work, schedule, packed, lists, cells, None, (False, False))
-    first, vector = _first_channels(packed, group_order)
+    tiles = rows.tiles_of(work, schedule.tile)
+    cut = _cuts(packed, tiles, work.threads)
+    if group_order:
+        first, positions = np.arange(packed.blocks, dtype=np.int32) * schedule.height, group_channel_map(packed)
+    else:
+        first, positions = first_channels(packed, work, schedule, tiles, cut), None
     kinds = (bool((first >= 0).any()), bool((first < 0).any()))
-    cut = _cuts(packed, rows.tiles_of(work, schedule.tile), work.threads)
     arrays = (*head, packed.rows, packed.count, first, lane_bias, cut)
-    return LayerKernel(work, schedule, packed, arrays, 0, vector, kinds)
+    return LayerKernel(work, schedule, packed, arrays, 0, positions, kinds)
 
 
 def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map: IndexArray | None) -> IndexArray:
@@ -135,16 +140,6 @@ def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map
         else:
             parts.append(pixels.pixel_offsets(group.columns, conv_group, work, schedule.lanes))
     return np.concatenate(parts)
-
-
-def _first_channels(packed: PackedWeight, group_order: bool) -> tuple[IndexArray, IndexArray | None]:
-    """Return the first output channel of each block, -1 where its rows are no neighbours, and the channel map."""
-    blocks, height = packed.blocks, packed.height
-    if group_order:
-        return np.arange(blocks, dtype=np.int32) * height, group_channel_map(packed)
-    lanes = packed.rows.reshape(blocks, height)
-    neighbours = (np.diff(lanes, axis=1) == 1).all(axis=1) & (packed.count == height)
-    return np.where(neighbours, lanes[:, 0], -1).astype(np.int32), None
 
 
 def _cuts(packed: PackedWeight, tiles: int, threads: int) -> IndexArray:
@@ -169,6 +164,8 @@ class BoundKernel:
 
     Attributes:
         arrays: The packed arrays as torch tensors, kept alive for the function.
+        function: The built function.
+        arguments: Its arguments; None for a buffer that every call brings.
     """
 
     def __init__(
@@ -192,7 +189,7 @@ class BoundKernel:
             scratch: Flat scratch of at least `kernel.scratch_cells` cells, or None.
             pool: Where the packed arrays are copied to, `kernel.pool_cells` of it; None = a pool of their own.
         """
-        self._function = function
+        self.function = function
         pool = pool or Pool(kernel.pool_cells)
         self.arrays = tuple(pool.copy(torch.from_numpy(array)) for array in kernel.arrays)
         middle = [tvm_ffi.from_dlpack(array) for array in self.arrays]
@@ -202,24 +199,29 @@ class BoundKernel:
         self._takes_residual = kernel.work.residual is not None
         tensors: Sequence[torch.Tensor | None] = (x, y, residual)
         head, tail, extra = (None if tensor is None else tvm_ffi.from_dlpack(tensor) for tensor in tensors)
-        self._arguments = [head, *middle, tail, *([extra] if self._takes_residual else [])]
+        self.arguments = [head, *middle, tail, *([extra] if self._takes_residual else [])]
 
     def run(self) -> None:
         """Run with the buffers given when bound."""
-        self._function(*self._arguments)
+        self.function(*self.arguments)
 
     def run_with(self, x: torch.Tensor | None, residual: torch.Tensor | None) -> None:
         """Run with another input, another residual, or both; None keeps the one given when bound."""
-        arguments = self._arguments.copy()
+        arguments = self.arguments.copy()
         if x is not None:
             arguments[0] = tvm_ffi.from_dlpack(x)
         if residual is not None:
             arguments[-1] = tvm_ffi.from_dlpack(residual)
-        self._function(*arguments)
+        self.function(*arguments)
 
 
-class BoundPool:
-    """A built pooling function with its buffers."""
+class BoundUnary:
+    """A built function of one input and one output, a pool or a copy, with its buffers.
+
+    Attributes:
+        function: The built function.
+        arguments: Input and output; None for an input that every call brings.
+    """
 
     def __init__(self, function: tvm_ffi.Function, x: torch.Tensor | None, y: torch.Tensor) -> None:
         """Bind a function.
@@ -229,14 +231,13 @@ class BoundPool:
             x: Flat input buffer, or None if every call brings another one.
             y: Flat output buffer.
         """
-        self._function = function
-        self._x = None if x is None else tvm_ffi.from_dlpack(x)
-        self._y = tvm_ffi.from_dlpack(y)
+        self.function = function
+        self.arguments = [None if x is None else tvm_ffi.from_dlpack(x), tvm_ffi.from_dlpack(y)]
 
     def run(self) -> None:
         """Run with the buffers given when bound."""
-        self._function(self._x, self._y)
+        self.function(*self.arguments)
 
     def run_with(self, x: torch.Tensor) -> None:
         """Run with another input."""
-        self._function(tvm_ffi.from_dlpack(x), self._y)
+        self.function(tvm_ffi.from_dlpack(x), self.arguments[1])

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fxprune.codegen.kernel import BoundKernel
+from fxprune.codegen.build import Library
+from fxprune.codegen.kernel import BoundKernel, BoundUnary
+from fxprune.codegen.memory import Pool
 from fxprune.codegen.workload import Layout
 from fxprune.lowering.geometry import view_5d
 
@@ -38,7 +40,7 @@ class Port:
             spare: Holds the buffer for copies once one was needed.
         """
         tensor = view_5d(tensor, self.kind, self.dims)
-        if _lies_as(tensor, self.layout) and tensor.data_ptr() % _CACHE_LINE == 0:
+        if _lies_as(tensor, self.layout) and _is_aligned(tensor):
             return tensor.as_strided((self.layout.numel,), (1,), tensor.storage_offset())
         if not spare:
             spare.append(torch.empty(self.layout.numel, dtype=torch.float32))
@@ -54,6 +56,10 @@ def _lies_as(tensor: torch.Tensor, layout: Layout) -> bool:
     )
 
 
+def _is_aligned(tensor: torch.Tensor) -> bool:
+    return tensor.data_ptr() % _CACHE_LINE == 0
+
+
 def fill(buffer: torch.Tensor, layout: Layout, tensor: torch.Tensor) -> None:
     """Copy a 5-D tensor into the inside of a flat buffer; its halo stays as it is."""
     buffer.as_strided(tensor.shape, layout.strides, buffer.storage_offset() + layout.origin).copy_(tensor)
@@ -66,6 +72,9 @@ class KernelModule(nn.Module):
 
     Attributes:
         name: The layer's module path.
+        bound: The kernel.
+        output: The output buffer, viewed as the layer's output.
+        is_static: Whether all that it reads lies in planned buffers.
     """
 
     def __init__(
@@ -87,26 +96,26 @@ class KernelModule(nn.Module):
         """
         super().__init__()
         self.name = name
-        self._bound = bound
-        self._output = output
+        self.bound = bound
+        self.output = output
         self._ports = (x_port, residual_port)
         self._spare: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-        self._static = x_port is None and residual_port is None
+        self.is_static = x_port is None and residual_port is None
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Run the kernel; the result lies in the planned buffer and is overwritten by the next call."""
-        if self._static:
-            self._bound.run()
-            return self._output
-        self._bound.run_with(*self._flatten(x, residual))
-        return self._output
+        if self.is_static:
+            self.bound.run()
+            return self.output
+        self.bound.run_with(*self._flatten(x, residual))
+        return self.output
 
     def run_timed(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
         """Run the kernel; returns the result and the seconds of the kernel alone, without layout conversions."""
         flat = self._flatten(x, residual)
         start = time.perf_counter()
-        self._bound.run_with(*flat)
-        return self._output, time.perf_counter() - start
+        self.bound.run_with(*flat)
+        return self.output, time.perf_counter() - start
 
     def _flatten(
         self, x: torch.Tensor, residual: torch.Tensor | None
@@ -122,17 +131,26 @@ class KernelModule(nn.Module):
 class StageModule(nn.Module):
     """A copy of a torch tensor into a buffer whose halo is zero."""
 
-    def __init__(self, port: Port) -> None:
+    def __init__(self, port: Port, library: Library, name: str) -> None:
         """Make the buffer.
 
         Args:
             port: Layout and kind of the tensor.
+            library: Holds the kernel that copies a contiguous tensor; torch copies any other.
+            name: Its function.
         """
         super().__init__()
-        self.buffer = torch.zeros(port.layout.numel, dtype=torch.float32)
+        layout = port.layout
+        self.buffer = Pool(layout.numel).take(layout.numel)
         self._port = port
+        self._planes = Layout("nchw", layout.batch, layout.channels, layout.spatial)
+        self._copy = BoundUnary(library[name], None, self.buffer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Copy the tensor; returns it unchanged, so that the graph keeps its meaning."""
-        fill(self.buffer, self._port.layout, view_5d(x, self._port.kind, self._port.dims))
+        tensor = view_5d(x, self._port.kind, self._port.dims)
+        if _lies_as(tensor, self._planes) and _is_aligned(tensor):
+            self._copy.run_with(tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset()))
+        else:
+            fill(self.buffer, self._port.layout, tensor)
         return x

@@ -22,7 +22,7 @@ from fxprune.codegen.workload import NO_HALO, ConvShape, Halo, Layout, Workload,
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
 from fxprune.lowering.geometry import is_depthwise
-from fxprune.lowering.pool import Pooling
+from fxprune.lowering.pool import Pooling, pool_of_rows
 
 _MAYBE_ALIAS = frozenset({"reshape", "contiguous", "flatten", "to", "_to_copy", "dropout"})
 """Operators whose result may share memory with their input though their schema does not say so."""
@@ -140,7 +140,7 @@ def plan_layouts(
         channels = shape.channels_out
         if private:
             channels = packed_lanes(stored_pattern(patterns[node], schedule, shape.groups), schedule.height)
-        if any(families.get(user) == family == "rows" for user in node.users):
+        if family == "rows" and any(user in pools or families.get(user) == "rows" for user in node.users):
             channels = spread_channels(channels)
         halo = wanted_halo(node, _kind(layer), layers, shapes, families) if family == "rows" else NO_HALO
         order: Literal["nhwc", "nchw"] = "nhwc" if family == "rows" else "nchw"
@@ -151,7 +151,12 @@ def plan_layouts(
         source = layer.input if buffers.get(layer.input) == _kind(layer) else None
         residual_source = layer.residual if layer.residual and buffers.get(layer.residual) == _kind(layer) else None
         plain = replace(y, channels=shape.channels_out, halo=NO_HALO)
-        x, staged = _input_layout(layer, shape, family, source, outputs, layers, shapes, families)
+        rows_of = pool_of_rows(layer, pools) if family == "rows" else None
+        if rows_of is not None:
+            source, staged = rows_of, False
+            x = Layout("nhwc", 1, outputs[rows_of].channels, shape.spatial_in)
+        else:
+            x, staged = _input_layout(layer, shape, family, source, outputs, layers, shapes, families)
         residual = None
         if layer.residual is not None:
             residual = outputs[residual_source] if residual_source else plain

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.codegen.cpu.pool import PoolWorkload
-from fxprune.codegen.kernel import BoundPool
+from fxprune.codegen.kernel import BoundUnary
 from fxprune.codegen.workload import NO_HALO, Layout, Triple
 from fxprune.layer import Layer, find_layer
 from fxprune.lowering.choice import Choice
@@ -165,13 +165,45 @@ def pool_workload(pool: Pooling, outputs: Mapping[fx.Node, Layout], lanes: int, 
     return PoolWorkload(pool.kind, pool.channels, x, y, pool.kernel, pool.stride, pool.padding, lanes, threads)
 
 
+_SAME_CELLS = frozenset(
+    {_aten.reshape.default, _aten.view.default, _aten._unsafe_view.default, _aten.flatten.using_ints}
+)
+
+
+def pool_of_rows(layer: Layer, pools: Mapping[fx.Node, Pooling]) -> fx.Node | None:
+    """Return the pool to one pixel, [N, C, 1, 1], whose images are the rows, [N, C], that a linear layer reads.
+
+    Args:
+        layer: Any layer.
+        pools: Pooling nodes that kernels run.
+    """
+    node = layer.input
+    if layer.kind != "linear" or node.meta["val"].ndim != 2:
+        return None
+    if node not in pools and node.op == "call_function" and node.target in _SAME_CELLS:
+        node = node.args[0] if isinstance(node.args[0], fx.Node) else node
+    pool = pools.get(node)
+    if (
+        pool is None
+        or pool.spatial_out != (1, 1, 1)
+        or (pool.batch, pool.channels) != tuple(layer.input.meta["val"].shape)
+    ):
+        return None
+    return node
+
+
 class PoolModule(nn.Module):
     """One pooling operator run by a kernel.
 
     Args of forward: x, the tensor of the graph; one that lies in a planned buffer is only awaited.
+
+    Attributes:
+        bound: The kernel.
+        output: The output buffer, viewed as the node's output.
+        is_static: Whether its input lies in a planned buffer.
     """
 
-    def __init__(self, bound: BoundPool, output: torch.Tensor, port: Port | None) -> None:
+    def __init__(self, bound: BoundUnary, output: torch.Tensor, port: Port | None) -> None:
         """Bind a kernel to its place in the graph.
 
         Args:
@@ -180,13 +212,14 @@ class PoolModule(nn.Module):
             port: How the input enters, None if it lies in a planned buffer.
         """
         super().__init__()
-        self._bound, self._output, self._port = bound, output, port
+        self.bound, self.output, self.is_static = bound, output, port is None
+        self._port = port
         self._spare: list[torch.Tensor] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the kernel; the result lies in the planned buffer and is overwritten by the next call."""
         if self._port is None:
-            self._bound.run()
+            self.bound.run()
         else:
-            self._bound.run_with(self._port.flatten(x, self._spare))
-        return self._output
+            self.bound.run_with(self._port.flatten(x, self._spare))
+        return self.output

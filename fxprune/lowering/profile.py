@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.fx.node import Argument, Target
 
+from fxprune.lowering.chain import ChainModule
 from fxprune.lowering.measure import time_calls
 from fxprune.lowering.modules import KernelModule, StageModule
 from fxprune.lowering.pool import PoolModule
@@ -37,7 +38,9 @@ class _Timer(fx.Interpreter):
             return result
         start = time.perf_counter()
         result = module(*args, **kwargs)
-        (self.kernels if isinstance(module, PoolModule) else self.operators).append(time.perf_counter() - start)
+        (self.kernels if isinstance(module, ChainModule | PoolModule) else self.operators).append(
+            time.perf_counter() - start
+        )
         return result
 
     def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:

@@ -11,13 +11,15 @@ from torch import fx, nn
 
 from fxprune.codegen.build import Library
 from fxprune.codegen.cpu.pool import PoolWorkload, build_pool_kernel
-from fxprune.codegen.kernel import BoundKernel, BoundPool, LayerKernel, make_kernel
+from fxprune.codegen.cpu.stage import build_stage_kernel
+from fxprune.codegen.kernel import BoundKernel, BoundUnary, LayerKernel, make_kernel
 from fxprune.codegen.memory import Pool
 from fxprune.codegen.schedules import refit
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Layout
 from fxprune.debug import dump_text
 from fxprune.layer import Layer
+from fxprune.lowering.chain import chain_kernels
 from fxprune.lowering.choice import Case, Choice, constant
 from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
@@ -127,6 +129,7 @@ def lower(
     scripts: dict[str, str] = {}
     lowered = _make_kernels(cases, choices, placements, scripts, target)
     pools = _make_pools(found, outputs, scripts, target)
+    copies = _make_copies(placements, scripts, target)
     texts = {name: _named(text, name) for text, name in scripts.items()}
     library = build(texts, target) if texts else None
     for name, text in texts.items():
@@ -135,11 +138,14 @@ def lower(
     placed = place_layers(result, gm, mapped, lowered, lambda layer: _dense_module(gm, layer), pools)
     for node, new in placed.items():
         (lowered[node] if node in lowered else pools[node]).new = new
-    stages = _insert_stages(result, lowered, cases)
+    _skip_views(result, lowered, pools)
+    stages = _insert_stages(result, lowered, cases, copies, library)
     arena, scratch = _allocate(result, lowered, pools)
     _bind_kernels(result, lowered, cases, stages, arena, scratch, library)
     _bind_pools(result, pools, arena, library)
     drop_constants(result)
+    if library is not None:
+        chain_kernels(result, library)
     result.recompile()
     sizes = {module_path(item.node): item.kernel.size_bytes for item in lowered.values()}
     return Program(result, sizes, arena[""], library, write_recipe(choices, target, texts))
@@ -191,14 +197,40 @@ def _make_pools(
     return pools
 
 
+def _make_copies(
+    placements: Mapping[fx.Node, Placement], scripts: dict[str, str], target: CpuTarget
+) -> dict[Layout, str]:
+    """Write the copy of torch's tensors into every layout with a halo; returns the functions' names."""
+    layouts = dict.fromkeys(placement.work.x for placement in placements.values() if placement.staged)
+    return {
+        layout: scripts.setdefault(build_stage_kernel(_ANY_NAME, layout, target.threads), f"stage_{len(scripts)}")
+        for layout in layouts
+    }
+
+
 def _dense_module(gm: fx.GraphModule, layer: Layer) -> nn.Module:
     weight = constant(gm, layer.weight)
     assert weight is not None
     return build_dense(layer, weight, constant(gm, layer.bias))
 
 
+def _skip_views(
+    result: fx.GraphModule, lowered: Mapping[fx.Node, _Lowered], pools: Mapping[fx.Node, _LoweredPool]
+) -> None:
+    """Let a layer that reads the buffer of a pool read its node, not a view of it that nothing else needs."""
+    for item in lowered.values():
+        pool = pools.get(item.placement.source) if item.placement.source is not None else None
+        if pool is not None:
+            item.new.args = (pool.new, *item.new.args[1:])
+    result.graph.eliminate_dead_code()
+
+
 def _insert_stages(
-    result: fx.GraphModule, lowered: Mapping[fx.Node, _Lowered], cases: Mapping[fx.Node, Case]
+    result: fx.GraphModule,
+    lowered: Mapping[fx.Node, _Lowered],
+    cases: Mapping[fx.Node, Case],
+    copies: Mapping[Layout, str],
+    library: Library | None,
 ) -> dict[fx.Node, StageModule]:
     """Copy torch's tensors into buffers with a halo, one buffer for all kernels that read it alike."""
     made: dict[tuple[fx.Node, Layout], fx.Node] = {}
@@ -212,7 +244,9 @@ def _insert_stages(
         key = (source, item.placement.work.x)
         if key not in made:
             name = f"stage_{len(made)}"
-            module = StageModule(Port(item.placement.work.x, layer.kind, layer.dims))
+            assert library is not None
+            layout = item.placement.work.x
+            module = StageModule(Port(layout, layer.kind, layer.dims), library, copies[layout])
             result.add_submodule(name, module)
             with result.graph.inserting_before(item.new):
                 made[key] = result.graph.call_module(name, (source,))
@@ -280,6 +314,6 @@ def _bind_pools(
         shape = tuple(node.meta["val"].shape)
         output = buffer_view(arena[node], item.work.y, 2, (*shape, 1, 1)[:4]).reshape(shape)
         x = arena.get(item.input)
-        bound = BoundPool(library[item.function], x, arena[node])
+        bound = BoundUnary(library[item.function], x, arena[node])
         module = PoolModule(bound, output, Port(item.work.x, "conv", 2) if x is None else None)
         result.set_submodule(str(item.new.target), module)

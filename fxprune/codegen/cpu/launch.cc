@@ -1,9 +1,11 @@
 // What TVM's compiled functions expect of TVM's runtime, which is not loaded: parallel loops and scratch memory.
 // Parallel loops run on the OpenMP threads that torch already has, so that one pool serves both; in a process without
-// OpenMP they start threads of their own.
+// OpenMP they start threads of their own. Functions can be bound to their arguments and run one after another by one
+// call: Python costs a few microseconds for each, and as many again while its own code is not in the cache.
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <tvm/ffi/c_api.h>
 
@@ -11,6 +13,7 @@ struct Environment { void *sync_handle; int num_task; };
 typedef int (*Task)(int, Environment *, void *);
 typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 typedef int (*Query)();
+struct Call { Call *next; TVMFFIAny function; int32_t count; TVMFFIAny *arguments; };
 struct Job { Task task; void *closure; int tasks; int next; int failed; };
 
 static const int MOST_THREADS = 256;
@@ -77,6 +80,42 @@ __attribute__((visibility("default"))) int __tvm_ffi_fxprune_connect(void *, con
   if (&__TVMBackendParallelLaunch) __TVMBackendParallelLaunch = reinterpret_cast<void *>(launch);
   if (&__TVMBackendAllocWorkspace) __TVMBackendAllocWorkspace = reinterpret_cast<void *>(allocate);
   if (&__TVMBackendFreeWorkspace) __TVMBackendFreeWorkspace = reinterpret_cast<void *>(release);
+  return 0;
+}
+
+// fxprune_bind(next, function, arguments...): a call, and the chain of calls that follow it, as an address. Objects are
+// borrowed: the caller keeps them.
+__attribute__((visibility("default"))) int __tvm_ffi_fxprune_bind(void *, const TVMFFIAny *args, int32_t count,
+                                                                  TVMFFIAny *result) {
+  Call *call = static_cast<Call *>(malloc(sizeof(Call) + count * sizeof(TVMFFIAny)));
+  if (!call) return -1;
+  *call = {reinterpret_cast<Call *>(args[0].v_int64), args[1], count - 2, reinterpret_cast<TVMFFIAny *>(call + 1)};
+  memcpy(call->arguments, args + 2, call->count * sizeof(TVMFFIAny));
+  result->type_index = kTVMFFIInt;
+  result->zero_padding = 0;
+  result->v_int64 = reinterpret_cast<int64_t>(call);
+  return 0;
+}
+
+// fxprune_run(chain): runs the calls of a chain in order.
+__attribute__((visibility("default"))) int __tvm_ffi_fxprune_run(void *, const TVMFFIAny *args, int32_t, TVMFFIAny *) {
+  for (Call *call = reinterpret_cast<Call *>(args[0].v_int64); call; call = call->next) {
+    TVMFFIAny result;
+    memset(&result, 0, sizeof(result));
+    void *function = call->function.v_ptr;
+    int failed = TVMFFIFunctionGetCellPtr(function)->safe_call(function, call->arguments, call->count, &result);
+    if (failed) return failed;
+  }
+  return 0;
+}
+
+// fxprune_free(chain): frees the calls of a chain.
+__attribute__((visibility("default"))) int __tvm_ffi_fxprune_free(void *, const TVMFFIAny *args, int32_t, TVMFFIAny *) {
+  for (Call *call = reinterpret_cast<Call *>(args[0].v_int64); call;) {
+    Call *next = call->next;
+    free(call);
+    call = next;
+  }
   return 0;
 }
 }

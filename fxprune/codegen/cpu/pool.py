@@ -58,9 +58,9 @@ def build_pool_kernel(name: str, work: PoolWorkload) -> str:
         work: The operator.
     """
     script = Script()
-    lanes = gcd(work.channels, work.lanes)
-    vectors = max(count for count in range(1, _MOST_VECTORS + 1) if work.channels // lanes % count == 0)
-    parts = work.channels // (lanes * vectors)
+    lanes, channels = _fit_lanes(work)
+    vectors = max(count for count in range(1, _MOST_VECTORS + 1) if channels // lanes % count == 0)
+    parts = channels // (lanes * vectors)
     _, height, width = work.y.spatial
     units = work.y.batch * height * parts
     buffers = {"X": (work.x.numel, "float32"), "Y": (work.y.numel, "float32")}
@@ -72,6 +72,14 @@ def build_pool_kernel(name: str, work: PoolWorkload) -> str:
             place = _Place(f"({line} // {height})", f"({line} % {height})", "w", f"u % {parts} * {lanes * vectors}")
             _write_window(script, work, place, lanes, vectors)
     return script.text
+
+
+def _fit_lanes(work: PoolWorkload) -> tuple[int, int]:
+    """Return lanes and channels: whole vectors where both buffers have room for them, else narrower ones."""
+    whole = -(-work.channels // work.lanes) * work.lanes
+    if min(work.x.channels, work.y.channels) >= whole:
+        return work.lanes, whole
+    return gcd(work.channels, work.lanes), work.channels
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@
 
 Activations lie channels-last, the input with a halo that covers the padding, so alignment, kernel shifts and stride
 cost nothing and no pixel is wasted: the last tile of a row overlaps the one before it and writes the same values
-again. A block whose rows are neighbours in the output stores vectors, any other block stores lane by lane.
+again. A block whose rows are neighbours in the output stores vectors (`codegen.runs`), any other block lane by lane.
 Source: `Elsen et al., Fast Sparse ConvNets, CVPR 2020` for gathered columns; the tile is that of a GEMM micro-kernel.
 """
 
@@ -66,8 +66,8 @@ class RowsProblem:
 
     Attributes:
         blocks: Blocks of rows.
-        has_vector_rows: Some block's rows are neighbours in the output.
-        has_scattered_rows: Some block's rows are not.
+        has_vector_rows: Some block stores vectors.
+        has_scattered_rows: Some block stores lane by lane.
     """
 
     blocks: int
