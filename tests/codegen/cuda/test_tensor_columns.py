@@ -11,6 +11,7 @@ import torch
 
 from fxprune.codegen.cuda.fragments import order_fragments
 from fxprune.codegen.cuda.tensor_columns import build_tensor_kernel
+from fxprune.codegen.cuda.tensor_schedules import TENSOR_TILES
 from fxprune.codegen.cuda.tensor_tile import TensorSchedule
 from fxprune.codegen.cuda.tile import load_width
 from fxprune.codegen.workload import CellType
@@ -35,22 +36,16 @@ CASES = {
 
 _LAYER = conv(16, 70, (9, 9), 3, padding=1, batch=8)
 SCHEDULES = {
-    f"tensor_{rows}_{pixels}_{depth}_{stages}_{wm}x{wn}": cuda_case(
-        _LAYER,
-        TensorSchedule(rows, pixels, depth, stages, (wm, wn)),
-        draw_pattern(_LAYER, (70,), 0.4),
-        "bfloat16",
-        residual=True,
+    f"schedule_{tile.rows}_{tile.pixels}_{tile.depth}_{tile.stages}_{tile.warp[0]}x{tile.warp[1]}": cuda_case(
+        _LAYER, tile, draw_pattern(_LAYER, (70,), 0.4), "bfloat16", residual=True
     )
-    for rows, pixels, depth, stages, wm, wn in (
-        (128, 128, 16, 5, 64, 64),
-        (64, 128, 32, 3, 32, 64),
-        (32, 256, 16, 4, 32, 64),
-        (16, 128, 64, 2, 16, 16),
-        (16, 32, 16, 3, 16, 16),
+    for tile in (
+        *TENSOR_TILES,
+        TensorSchedule(16, 128, 64, 2, (16, 16)),
+        TensorSchedule(16, 32, 16, 3, (16, 16)),
+        TensorSchedule(128, 64, 32, 3, (16, 64), "blocks"),
     )
 }
-
 
 _QUICK = (
     *("one_row", "one_column", "one_cell", "columns_7_negative", "columns_13_negative", "columns_14_negative"),
