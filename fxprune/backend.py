@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from fxprune.errors import UnsupportedError
 from fxprune.graph import Captured
 from fxprune.layer import find_layer
 from fxprune.lowering.choice import Case, Choice, Chosen, constant
-from fxprune.lowering.geometry import find_obstacle, shape_of
+from fxprune.lowering.geometry import FLOAT32, find_obstacle, shape_of
 from fxprune.lowering.known import Known
 from fxprune.lowering.measure import time_calls
 from fxprune.lowering.profile import profile
@@ -266,12 +266,15 @@ def _check_inputs(gm: fx.GraphModule, inputs: Sequence[object]) -> None:
             )
 
 
-def find_cases(gm: fx.GraphModule, *, depthwise: bool = True) -> tuple[dict[fx.Node, Case], dict[fx.Node, str]]:
+def find_cases(
+    gm: fx.GraphModule, *, depthwise: bool = True, types: Collection[torch.dtype] = FLOAT32
+) -> tuple[dict[fx.Node, Case], dict[fx.Node, str]]:
     """Return the layers that kernels could compute, and why they cannot compute the others.
 
     Args:
         gm: The graph after all passes.
         depthwise: Whether the target has a kernel for depthwise layers.
+        types: What the target has kernels for.
     """
     cases: dict[fx.Node, Case] = {}
     obstacles: dict[fx.Node, str] = {}
@@ -279,15 +282,15 @@ def find_cases(gm: fx.GraphModule, *, depthwise: bool = True) -> tuple[dict[fx.N
         layer, annotation = find_layer(node), annotation_of(node)
         if layer is None or annotation is None:
             continue
-        obstacle = find_obstacle(layer, depthwise=depthwise)
+        obstacle = find_obstacle(layer, depthwise=depthwise, types=types)
         if obstacle is not None:
             obstacles[node] = obstacle
             continue
         shape = shape_of(layer)
         weight, bias = constant(gm, layer.weight), constant(gm, layer.bias)
         assert weight is not None
-        cells = weight.detach().reshape(shape.channels_out, -1).contiguous().numpy()
-        numbers = None if bias is None else bias.detach().contiguous().numpy()
+        cells = weight.detach().float().reshape(shape.channels_out, -1).contiguous().numpy()
+        numbers = None if bias is None else bias.detach().float().contiguous().numpy()
         cases[node] = Case(
             layer, annotation, shape, cells, numbers, annotation.pattern or full_pattern(cells.shape, shape.groups)
         )

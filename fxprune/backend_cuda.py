@@ -17,12 +17,15 @@ from fxprune.channels.record import compose_cuts
 from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.codegen.cuda.device import find_gpu
 from fxprune.codegen.cuda.target import ARCHITECTURES, CudaTarget, find_arch, read_cuda_target
+from fxprune.codegen.cuda.tensor_tile import TensorSchedule
+from fxprune.codegen.cuda.tile import ColumnsSchedule
 from fxprune.codegen.target import check_versions
 from fxprune.compiled import Specialisation
 from fxprune.errors import ArtifactError, UnsupportedError
 from fxprune.graph import Captured
 from fxprune.lowering.cuda.choice import CudaChoice
 from fxprune.lowering.cuda.lower import lower
+from fxprune.lowering.cuda.plan import KERNEL_TYPES
 from fxprune.lowering.cuda.program import CudaProgram
 from fxprune.lowering.cuda.recipe import digest_texts, read_recipe
 from fxprune.lowering.cuda.select import select
@@ -76,7 +79,7 @@ def build(
         start: `time.perf_counter` when the compilation began.
     """
     gm = captured.graph_module
-    cases, obstacles = find_cases(gm, depthwise=False)
+    cases, obstacles = find_cases(gm, depthwise=False, types=KERNEL_TYPES)
     choices = select(cases, target)
     program = lower(gm, cases, choices, target)
     verdict = _sum_up(choices, target)
@@ -111,7 +114,7 @@ def restore(gm: fx.GraphModule, recipe: Mapping[str, object], binary: bytes | No
         ArtifactError: The kernels are not those that belong to the graph.
     """
     target, choices = read_recipe(recipe)
-    cases, _ = find_cases(gm, depthwise=False)
+    cases, _ = find_cases(gm, depthwise=False, types=KERNEL_TYPES)
 
     def open_library(texts: Mapping[str, str], arch: str) -> CudaLibrary:
         if digest_texts(texts) != recipe["functions"]:
@@ -141,7 +144,7 @@ def keep_dense(
         The program, the layers of its report, and its verdict.
     """
     target, _ = read_recipe(recipe)
-    cases, obstacles = find_cases(gm, depthwise=False)
+    cases, obstacles = find_cases(gm, depthwise=False, types=KERNEL_TYPES)
     choices = {node: CudaChoice(None, reason) for node in cases}
     layers = report_layers(gm, cases, choices, obstacles, facts, {})
     return lower(gm, cases, choices, target), tuple(layers), f"dense: {reason}"
@@ -154,5 +157,12 @@ def _sum_up(choices: Mapping[fx.Node, CudaChoice], target: CudaTarget) -> str:
         return f"dense: no layer is predicted to gain on {target.device}; nothing was measured"
     return (
         f"sparse: {kernels} of {len(choices)} layers on kernels for {target.arch}, chosen by the cost model for "
-        f"{target.device} in strict float32; nothing was measured"
+        f"{target.device}{_name_units(choices)}; nothing was measured"
     )
+
+
+def _name_units(choices: Mapping[fx.Node, CudaChoice]) -> str:
+    """Say what the kernels compute with."""
+    kinds = {type(choice.schedule) for choice in choices.values()}
+    names = {ColumnsSchedule: " in strict float32", TensorSchedule: " on tensor cores"}
+    return " and".join(name for kind, name in names.items() if kind in kinds)

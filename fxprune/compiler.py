@@ -55,7 +55,8 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         example_inputs: A tensor or a tuple of the model's positional inputs. None: compiled at the first call.
         structure: "exact": the result equals the masked model. "refill", "refill+", "regroup": the masks become whole
             rows or row groups first, which changes what the model computes; `.masks` are the masks to retrain with.
-        dtype: torch.float32 or None; the target "torch" computes in the type of the model.
+        dtype: torch.float32 or None. A model is computed in its own type; kernels take float32, on GPUs bfloat16 and
+            float16, too.
         tune: None or "off": kernels are chosen by their records in the database; layers without records by timing a few
             candidates, which is forgotten. "default": those times are recorded, and a second compilation starts no
             measurement. "max", or a number of seconds: all candidates first, as `fxprune.tune` does.
@@ -81,7 +82,7 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         model, masks, inputs = on_host(model), on_host(masks), on_host(inputs)
     kept = open_masks(model, masks)
     check_ready(model)
-    pipeline = default_pipeline(backend.efficiency, structure)
+    pipeline = default_pipeline(backend.efficiency, structure, backend.narrow)
     scores = None if structure == "exact" else find_scores(model, kept)
 
     def ready_for(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Prepared:

@@ -25,11 +25,13 @@ class Backend:
     Attributes:
         efficiency: Pairs (group height in rows, rate of the target's kernel over the dense rate); empty: no kernels.
         build: Makes what runs.
+        narrow: The same for layers in 16 bits; empty: no kernels of their own.
         elsewhere: Whether it runs on another device than the CPU, where it is compiled.
     """
 
     efficiency: tuple[tuple[int, float], ...]
     build: Build
+    narrow: tuple[tuple[int, float], ...] = ()
     elsewhere: bool = False
 
 
@@ -90,4 +92,4 @@ def _open_cuda(target: str | Mapping[str, object]) -> Backend:
     ) -> Specialisation:
         return backend_cuda.build(captured, inputs, records, facts, gpu, start=start)
 
-    return Backend(gpu.efficiency, build, elsewhere=True)
+    return Backend(gpu.efficiency, build, gpu.narrow_efficiency, elsewhere=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import sys
@@ -17,14 +18,15 @@ from pathlib import Path
 import torch
 
 import fxprune
-from benchmarks.gpu.layers import LayerCase, draw_cases
-from benchmarks.gpu.measure import Row, layer_scripts, measure_layer, measure_model, model_case
+from benchmarks.gpu.layers import TYPES, LayerCase, draw_cases
+from benchmarks.gpu.measure import ModelCase, Row, layer_scripts, measure_layer, measure_model
 from fxprune.codegen.cuda.cache import CACHE_VARIABLE, open_library
 from fxprune.codegen.cuda.device import find_gpu
 from fxprune.codegen.cuda.target import ARCHITECTURES, CudaTarget, find_arch, read_cuda_target
 from fxprune.errors import UnsupportedError
 
 _SPARSITIES = (0.58, 0.74, 0.8, 0.9)
+_TYPES = ("float32", "bfloat16")
 _MODELS = ("resnet18", "resnet50", "vgg16_bn")
 
 
@@ -56,6 +58,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--sparsities", type=float, nargs="+", default=_SPARSITIES)
     parser.add_argument("--rows", type=int, nargs="+", default=(32, 64), help="heights of row groups")
+    parser.add_argument("--types", choices=TYPES, nargs="+", default=_TYPES, help="types of weights and activations")
     parser.add_argument("--models", nargs="*", default=_MODELS)
     parser.add_argument("--layers", type=int, default=99, help="how many layer shapes; 0 = none")
     parser.add_argument("--tiles", type=int, default=4, help="kernels of each layer that are timed")
@@ -64,48 +67,49 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _prepare(chosen: argparse.Namespace, target: CudaTarget) -> None:
-    for case in _cases(chosen):
-        library = open_library(layer_scripts(case, target, chosen.tiles), target.arch)
+    for layer in _cases(chosen):
+        library = open_library(layer_scripts(layer, target, chosen.tiles), target.arch)
         worst = max((f.resources.registers for f in library.functions.values()), default=0)
-        print(f"{case.label}: {len(library.functions)} kernels, at most {worst} registers", flush=True)
-    for name, sparsity, height in _models(chosen):
-        model, masks = model_case(name, chosen.batch, sparsity, height)
-        x = torch.randn(chosen.batch, 3, 224, 224)
+        print(f"{layer.label}: {len(library.functions)} kernels, at most {worst} registers", flush=True)
+    for case in _models(chosen):
+        model, masks, x = case.draw()
         report = fxprune.compile(model, masks, {"kind": "cuda", "arch": target.arch}, example_inputs=x).report
-        print(f"{name}, sparsity {sparsity}, groups of {height}: {report.compile_seconds:.0f} s", flush=True)
+        print(f"{case.label}: {report.compile_seconds:.0f} s; {report.whole_model}", flush=True)
 
 
 def _measure(chosen: argparse.Namespace, target: CudaTarget, device: torch.device) -> list[Row]:
     rows = []
-    for case in _cases(chosen):
-        rows.append(measure_layer(case, target, device, chosen.tiles))
+    for layer in _cases(chosen):
+        rows.append(measure_layer(layer, target, device, chosen.tiles))
         print(_format(rows[-1]), flush=True)
-    for name, sparsity, height in _models(chosen):
-        rows.append(measure_model(name, chosen.batch, sparsity, height, device))
+    for case in _models(chosen):
+        rows.append(measure_model(case, device))
         print(_format(rows[-1]), flush=True)
     return rows
 
 
 def _cases(chosen: argparse.Namespace) -> list[LayerCase]:
     """Return the layers that were asked for, all sparsities and heights of the first shapes."""
-    cases = list(draw_cases(chosen.batch, tuple(chosen.sparsities), tuple(chosen.rows)))
-    return cases[: chosen.layers * len(chosen.sparsities) * len(chosen.rows)]
+    sparsities, heights = tuple(chosen.sparsities), tuple(chosen.rows)
+    each = chosen.layers * len(sparsities) * len(heights)
+    drawn = [draw_cases(chosen.batch, sparsities, heights, cells) for cells in chosen.types]
+    return [case for cases in drawn for case in itertools.islice(cases, each)]
 
 
-def _models(chosen: argparse.Namespace) -> list[tuple[str, float, int]]:
-    return [
-        (name, sparsity, height) for name in chosen.models for sparsity in chosen.sparsities for height in chosen.rows
-    ]
+def _models(chosen: argparse.Namespace) -> list[ModelCase]:
+    options = itertools.product(chosen.types, chosen.models, chosen.sparsities, chosen.rows)
+    return [ModelCase(name, chosen.batch, sparsity, rows, cells) for cells, name, sparsity, rows in options]
 
 
 def _format(row: Row) -> str:
     """Return one line: the fastest engine first, the speed-up over the fastest dense one of the same type."""
     times = sorted(row.times_us.items(), key=lambda item: item[1])
     ours = min(time for name, time in times if not _is_peer(name))
-    dense = min(time for name, time in times if _is_peer(name) and name.endswith("fp32"))
+    kind = next(name.split()[-1] for name, _ in times if _is_peer(name) and not name.endswith("tf32"))
+    dense = min(time for name, time in times if _is_peer(name) and name.endswith(kind))
     listed = ", ".join(f"{name} {time:.1f} us" for name, time in times)
     facts = ", ".join(f"{name} {value:.3g}" for name, value in row.facts.items())
-    return f"{row.label}: {dense / ours:.2f}x of dense fp32; {listed}; {facts}"
+    return f"{row.label}: {dense / ours:.2f}x of dense {kind}; {listed}; {facts}"
 
 
 def _is_peer(engine: str) -> bool:

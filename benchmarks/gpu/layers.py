@@ -10,10 +10,18 @@ import numpy as np
 import torch
 
 from fxprune.annotation import RowGroup, RowGroupPattern
+from fxprune.codegen.cuda.costs import floor_us, memory_us
 from fxprune.codegen.cuda.kernel import CudaKernel, make_kernel
-from fxprune.codegen.cuda.schedules import find_candidates, floor_us, memory_us
+from fxprune.codegen.cuda.schedules import find_candidates
 from fxprune.codegen.cuda.target import CudaTarget
-from fxprune.codegen.workload import NO_HALO, ConvShape, Halo, Layout, Workload
+from fxprune.codegen.workload import NO_HALO, CellType, ConvShape, Halo, Layout, Workload
+
+TYPES: dict[CellType, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+"""What can be measured."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +33,30 @@ class LayerCase:
         shape: Its geometry.
         sparsity: Share of the weights that is pruned.
         rows: Height of the row groups.
+        cells: Type of weights and activations.
     """
 
     name: str
     shape: ConvShape
     sparsity: float
     rows: int
+    cells: CellType = "float32"
 
     @property
     def label(self) -> str:
         """One line for the table."""
-        return f"{self.name}, batch {self.shape.batch}, sparsity {self.sparsity}, groups of {self.rows}"
+        return f"{self.name}, {self.cells}, batch {self.shape.batch}, sparsity {self.sparsity}, groups of {self.rows}"
+
+    @property
+    def type(self) -> torch.dtype:
+        """The type of weights and activations."""
+        return TYPES[self.cells]
 
     def workload(self) -> Workload:
         """Place the tensors as kernels want them."""
         shape = self.shape
-        x = Layout("chwn", shape.batch, shape.channels_in, shape.spatial_in, shape.padding)
-        y = Layout("chwn", shape.batch, shape.channels_out, shape.spatial_out)
+        x = Layout("chwn", shape.batch, shape.channels_in, shape.spatial_in, shape.padding, self.cells)
+        y = Layout("chwn", shape.batch, shape.channels_out, shape.spatial_out, cells=self.cells)
         return Workload(shape, x, y, None, "relu", (), 1)
 
     def pattern(self) -> RowGroupPattern:
@@ -56,17 +71,22 @@ class LayerCase:
         return RowGroupPattern((shape.channels_out, shape.columns), tuple(groups))
 
     def weight(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-        """Draw the weight's 2-D view; what the pattern leaves out is zero."""
+        """Draw the weight's 2-D view, rounded to the case's type; what the pattern leaves out is zero."""
         generator, shape = np.random.default_rng(zlib.crc32(self.label.encode()) + 1), self.shape
         weight = generator.standard_normal((shape.channels_out, shape.columns)).astype(np.float32)
-        return np.where(self.pattern().covered(), weight / np.sqrt(shape.columns), 0).astype(np.float32)
+        kept = np.where(self.pattern().covered(), weight / np.sqrt(shape.columns), 0).astype(np.float32)
+        return np.asarray(torch.from_numpy(kept).to(self.type).float().numpy())
 
     def kernels(self, target: CudaTarget, count: int) -> list[tuple[CudaKernel, float]]:
         """Return the best kernels by prediction, each with its predicted microseconds."""
         work, pattern, weight = self.workload(), self.pattern(), self.weight()
-        bias = np.linspace(-1, 1, self.shape.channels_out, dtype=np.float32)
+        bias = self.bias().float().numpy()
         best = find_candidates(work, pattern, target)[:count]
         return [(make_kernel(work, c.schedule, weight, pattern, bias), c.predicted_us) for c in best]
+
+    def bias(self) -> torch.Tensor:
+        """Return the bias, [O]."""
+        return torch.linspace(-1, 1, self.shape.channels_out).to(self.type)
 
     def floors_us(self, target: CudaTarget) -> dict[str, float]:
         """Return the least times by bytes, and by the larger of bytes and multiply-adds, microseconds."""
@@ -80,13 +100,16 @@ def _conv(batch: int, channels: tuple[int, int], size: int, kernel: int, stride:
     return ConvShape(batch, *channels, image, (1, kernel, kernel), (1, stride, stride), around, (1, 1, 1), 1)
 
 
-def draw_cases(batch: int, sparsities: tuple[float, ...], heights: tuple[int, ...]) -> Iterator[LayerCase]:
+def draw_cases(
+    batch: int, sparsities: tuple[float, ...], heights: tuple[int, ...], cells: CellType = "float32"
+) -> Iterator[LayerCase]:
     """Yield the cases of a batch size.
 
     Args:
         batch: Images.
         sparsities: Shares of pruned weights.
         heights: Heights of row groups.
+        cells: Type of weights and activations.
     """
     shapes = {
         "3x3 64 56": _conv(batch, (64, 64), 56, 3),
@@ -104,7 +127,7 @@ def draw_cases(batch: int, sparsities: tuple[float, ...], heights: tuple[int, ..
     for name, shape in shapes.items():
         for sparsity in sparsities:
             for rows in heights:
-                yield LayerCase(name, shape, sparsity, rows)
+                yield LayerCase(name, shape, sparsity, rows, cells)
 
 
 def draw_input(case: LayerCase, device: torch.device) -> torch.Tensor:
@@ -112,4 +135,4 @@ def draw_input(case: LayerCase, device: torch.device) -> torch.Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(case.label.encode()))
     shape = case.shape
     x = torch.randn(shape.batch, shape.channels_in, *shape.spatial_in[1:], generator=generator)
-    return x.to(device, memory_format=torch.channels_last)
+    return x.to(device, case.type, memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxprune
-from benchmarks.gpu.layers import LayerCase, draw_input
+from benchmarks.gpu.layers import TYPES, LayerCase, draw_input
 from benchmarks.gpu.timing import time_interleaved
 from benchmarks.masks import apply_masks, make_masks
 from benchmarks.models import build_model
@@ -20,9 +20,15 @@ from fxprune.codegen.cuda.device import Gpu
 from fxprune.codegen.cuda.driver import Grid
 from fxprune.codegen.cuda.kernel import CudaKernel
 from fxprune.codegen.cuda.target import CudaTarget
+from fxprune.codegen.workload import CellType
 
-TOLERANCE = 1e-5
-"""Largest difference from float64, as a share of the largest output."""
+TOLERANCE: dict[torch.dtype, float] = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+"""Largest difference of a layer from float64, as a share of the largest output; in 16 bits twice one rounding."""
+
+_MORE_THAN_DENSE = 1.25
+"""Largest error of a model in 16 bits, as a multiple of dense torch's in the same type."""
+
+_SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,8 @@ def measure_layer(case: LayerCase, target: CudaTarget, device: torch.device, cou
     kernels = case.kernels(target, count)
     gpu = Gpu(open_library(layer_scripts(case, target, count), target.arch), device)
     x = draw_input(case, device)
-    weight = torch.from_numpy(case.weight()).reshape(case.shape.channels_out, -1, *case.shape.kernel[1:]).to(device)
-    bias = torch.linspace(-1, 1, case.shape.channels_out, device=device)
+    weight = torch.from_numpy(case.weight()).reshape(case.shape.channels_out, -1, *case.shape.kernel[1:])
+    weight, bias = weight.to(device, case.type), case.bias().to(device)
     stride, padding = case.shape.stride[1:], tuple(low for low, _ in case.shape.padding[1:])
     wanted = F.relu(F.conv2d(x.double(), weight.double(), bias.double(), stride, padding))
     calls: dict[str, Callable[[], object]] = {}
@@ -92,14 +98,15 @@ def measure_layer(case: LayerCase, target: CudaTarget, device: torch.device, cou
             calls[name], y = _bind(gpu, f"tile_{number}", kernel, x)
             calls[name]()
         errors[name] = float((y.double() - wanted).abs().max() / wanted.abs().max())
-        assert errors[name] <= TOLERANCE, f"{case.label}: {name} is off by {errors[name]}"
+        assert errors[name] <= TOLERANCE[case.type], f"{case.label}: {name} is off by {errors[name]}"
     channels_last = weight.contiguous(memory_format=torch.channels_last)
 
     def dense() -> torch.Tensor:
         return F.relu_(F.conv2d(x, channels_last, bias, stride, padding))
 
-    calls["dense fp32"] = _with_precision(dense, tf32=False)
-    calls["dense tf32"] = _with_precision(dense, tf32=True)
+    calls[f"dense {_SHORT[case.type]}"] = _with_precision(dense, tf32=False)
+    if case.type is torch.float32:
+        calls["dense tf32"] = _with_precision(dense, tf32=True)
     facts = {f"floor {name}": value for name, value in case.floors_us(target).items()}
     facts |= {"predicted": kernels[0][1], "largest error": max(errors.values())}
     return Row(case.label, time_interleaved(calls), facts)
@@ -111,7 +118,7 @@ def _bind(gpu: Gpu, name: str, kernel: CudaKernel, x: torch.Tensor) -> tuple[Cal
     arguments = {key: torch.from_numpy(array).to(device) for key, array in kernel.arrays.items()}
     buffers = {}
     for key, layout in (("X", work.x), ("Y", work.y)):
-        arguments[key] = torch.zeros(layout.numel, device=device)
+        arguments[key] = torch.zeros(layout.numel, dtype=TYPES[layout.cells], device=device)
         size = (layout.batch, layout.channels, *layout.spatial)
         buffers[key] = arguments[key].as_strided(size, layout.strides, layout.origin)[:, :, 0]
     buffers["X"].copy_(x)
@@ -119,28 +126,48 @@ def _bind(gpu: Gpu, name: str, kernel: CudaKernel, x: torch.Tensor) -> tuple[Cal
     return gpu.bind(name, Grid(kernel.grid, kernel.schedule.threads), arguments), buffers["Y"]
 
 
-def model_case(name: str, batch: int, sparsity: float, rows: int) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """Return a model with its masks; the same arguments give the same ones."""
-    del batch
-    model = build_model(name)
-    return model, make_masks(model, "rowgroup", sparsity, 0, rows=rows)
+@dataclass(frozen=True)
+class ModelCase:
+    """One model at one sparsity.
+
+    Attributes:
+        name: As in `benchmarks.models`.
+        batch: Images.
+        sparsity: Share of the weights that is pruned.
+        rows: Height of the row groups.
+        cells: Type of weights and activations.
+    """
+
+    name: str
+    batch: int
+    sparsity: float
+    rows: int
+    cells: CellType
+
+    @property
+    def label(self) -> str:
+        """One line for the table."""
+        return f"{self.name}, {self.cells}, batch {self.batch}, sparsity {self.sparsity}, groups of {self.rows}"
+
+    def draw(self) -> tuple[nn.Module, dict[str, torch.Tensor], torch.Tensor]:
+        """Return the model, its masks and an input; the same case gives the same ones."""
+        model, kind = build_model(self.name), TYPES[self.cells]
+        masks = make_masks(model, "rowgroup", self.sparsity, 0, rows=self.rows)
+        x = torch.randn(self.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        return model.to(kind), masks, x.to(kind)
 
 
-def measure_model(name: str, batch: int, sparsity: float, rows: int, device: torch.device) -> Row:
+def measure_model(case: ModelCase, device: torch.device) -> Row:
     """Check and time one model.
 
     Args:
-        name: As in `benchmarks.models`.
-        batch: Images.
-        sparsity: Share of pruned weights.
-        rows: Height of the row groups.
+        case: The model.
         device: The GPU.
 
     Raises:
         AssertionError: The compiled model's result is wrong.
     """
-    model, masks = model_case(name, batch, sparsity, rows)
-    x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    model, masks, x = case.draw()
     compiled = fxprune.compile(model, masks, "cuda", example_inputs=x)
     dense = apply_masks(model, masks).to(device).to(memory_format=torch.channels_last)
     x = x.to(device, memory_format=torch.channels_last)
@@ -148,14 +175,16 @@ def measure_model(name: str, batch: int, sparsity: float, rows: int, device: tor
         wanted = apply_masks(model, masks).to(device).double()(x[:8].double())
         found = compiled(x)
         assert isinstance(found, torch.Tensor)
-        error = float((found[:8].double() - wanted).abs().max() / wanted.abs().max())
-        assert error <= 10 * TOLERANCE, f"{name}: off by {error}"
+        errors = [float((y[:8].double() - wanted).abs().max() / wanted.abs().max()) for y in (found, dense(x))]
+        allowed = 10 * TOLERANCE[x.dtype] if x.dtype is torch.float32 else _MORE_THAN_DENSE * errors[1]
+        assert errors[0] <= allowed, f"{case.label}: off by {errors[0]}, dense torch by {errors[1]}"
     tuned: Callable[[torch.Tensor], object] = torch.compile(dense, mode="max-autotune")
+    kind = _SHORT[x.dtype]
     calls = {
-        "fxprune fp32": _with_precision(lambda: compiled(x), tf32=False),
-        "eager fp32": _with_precision(lambda: dense(x), tf32=False),
-        "eager tf32": _with_precision(lambda: dense(x), tf32=True),
-        "torch.compile fp32": _with_precision(lambda: tuned(x), tf32=False),
+        f"fxprune {kind}": _with_precision(lambda: compiled(x), tf32=False),
+        f"eager {kind}": _with_precision(lambda: dense(x), tf32=False),
+        f"torch.compile {kind}": _with_precision(lambda: tuned(x), tf32=False),
     }
-    label = f"{name}, batch {batch}, sparsity {sparsity}, groups of {rows}"
-    return Row(label, time_interleaved(calls), {"largest error": error})
+    if x.dtype is torch.float32:
+        calls["eager tf32"] = _with_precision(lambda: dense(x), tf32=True)
+    return Row(case.label, time_interleaved(calls), {"largest error": errors[0], "error of dense": errors[1]})

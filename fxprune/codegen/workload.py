@@ -18,6 +18,12 @@ Halo = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 NO_HALO: Halo = ((0, 0), (0, 0), (0, 0))
 
+CellType = Literal["float32", "float16", "bfloat16"]
+"""Types of an activation's cells, in torch's words."""
+
+CELL_BYTES: dict[CellType, int] = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of a cell."""
+
 LINE_CELLS = 16
 """float32 cells of a cache line."""
 
@@ -91,7 +97,7 @@ class ConvShape:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where an activation [N, C, D, H, W] lies in a flat float32 buffer.
+    """Where an activation [N, C, D, H, W] lies in a flat buffer.
 
     Attributes:
         order: "nhwc" (channels innermost), "nchw" (width innermost) or "chwn" (images innermost).
@@ -99,6 +105,7 @@ class Layout:
         channels: Channels stored, padding channels included.
         spatial: Depth, height, width without halo.
         halo: Zero cells around each image; "nchw" buffers have none.
+        cells: Type of a cell.
     """
 
     order: Literal["nhwc", "nchw", "chwn"]
@@ -106,6 +113,7 @@ class Layout:
     channels: int
     spatial: Triple
     halo: Halo = NO_HALO
+    cells: CellType = "float32"
 
     @property
     def padded(self) -> Triple:
@@ -117,6 +125,11 @@ class Layout:
     def numel(self) -> int:
         """Elements of the buffer."""
         return self.batch * self.channels * prod(self.padded)
+
+    @property
+    def cell_bytes(self) -> int:
+        """Bytes of a cell."""
+        return CELL_BYTES[self.cells]
 
     @property
     def strides(self) -> tuple[int, int, int, int, int]:

@@ -25,8 +25,8 @@ class Case:
         layer: The layer.
         annotation: Name, mask, pattern of its weight.
         shape: Its geometry.
-        weight: The 2-D view [O, K], masked.
-        bias: [O] or None.
+        weight: The 2-D view [O, K], masked; in float32 whatever the layer's type is.
+        bias: [O] or None, in float32.
         pattern: The row groups; one group of all cells for a layer without a mask.
     """
 

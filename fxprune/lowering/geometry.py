@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 
 import torch
@@ -15,18 +16,24 @@ def is_depthwise(layer: Layer) -> bool:
     return layer.kind == "conv" and layer.groups == layer.out_channels > 1 and layer.weight_shape[1] == 1
 
 
-def find_obstacle(layer: Layer, *, depthwise: bool) -> str | None:
+FLOAT32 = frozenset({torch.float32})
+"""The types of the layers that kernels for CPUs compute."""
+
+
+def find_obstacle(layer: Layer, *, depthwise: bool, types: Collection[torch.dtype] = FLOAT32) -> str | None:
     """Return why no kernel can compute a layer, or None.
 
     Args:
         layer: Any layer of the graph.
         depthwise: Whether the target has a kernel for depthwise layers.
+        types: What the target has kernels for.
     """
     fake = layer.input.meta["val"]
     if layer.kind == "conv_transpose":
         return "a transposed convolution stays dense: there is no row-group kernel for it"
-    if fake.dtype != torch.float32 or layer.weight.meta["val"].dtype != torch.float32:
-        return f"the kernels compute in float32, this layer in {fake.dtype}"
+    if fake.dtype not in types or layer.weight.meta["val"].dtype != fake.dtype:
+        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in types))
+        return f"the kernels compute in {names}, this layer in {fake.dtype}"
     if layer.groups > 1 and layer.groups == layer.out_channels and not (depthwise and is_depthwise(layer)):
         return f"depthwise, {layer.groups} conv groups of one row: no two rows share an input channel"
     if prod(layer.output_shape) == 0:

@@ -32,13 +32,16 @@ REFILL_PLUS_RATE = 0.2
 """Share of the remaining rows that refill+ keeps in addition: takes 32.84 % to 46.41 %, as in the paper's table A2."""
 
 
-def default_pipeline(efficiency: tuple[tuple[int, float], ...], structure: str = "exact") -> tuple[Pass, ...]:
+def default_pipeline(
+    efficiency: tuple[tuple[int, float], ...], structure: str = "exact", narrow: tuple[tuple[int, float], ...] = ()
+) -> tuple[Pass, ...]:
     """Return the passes.
 
     Args:
         efficiency: Pairs (group height in rows, rate of the target's kernel as a share of the dense rate); empty for a
             target without kernels of ours: the result is a dense graph, as small as it can be.
         structure: A key of `fxprune.arguments.STRUCTURES`.
+        narrow: The pairs for layers in 16 bits; empty: the same.
 
     Returns:
         The passes in order.
@@ -52,4 +55,4 @@ def default_pipeline(efficiency: tuple[tuple[int, float], ...], structure: str =
     if not efficiency:
         return (FoldBatchNorm(), *changing[structure], EliminateChannels())
     cut = EliminateChannels(adds="align")
-    return (FoldBatchNorm(), *changing[structure], cut, GroupRows(efficiency=efficiency), FuseEpilogue())
+    return (FoldBatchNorm(), *changing[structure], cut, GroupRows(efficiency, narrow), FuseEpilogue())

@@ -31,7 +31,7 @@ from fxprune.structure.tiles import Efficiency, check_efficiency
 
 logger = logging.getLogger(__name__)
 
-_Found = dict[tuple[bytes, tuple[int, ...], int], RowGroupPattern]
+_Found = dict[tuple[bytes, tuple[int, ...], int, Efficiency], RowGroupPattern]
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,18 @@ class GroupRows(Pass):
 
     Attributes:
         efficiency: Pairs (tile height in rows, rate of the target's kernel as a share of the dense rate).
+        narrow: The same for layers whose cells have 16 bits; empty: no other than `efficiency`.
     """
 
     efficiency: Efficiency
+    narrow: Efficiency = ()
     preserves_output: ClassVar[bool] = True
 
     def requires(self, gm: fx.GraphModule) -> None:
         """Every layer is annotated and the efficiency table is in order."""
         try:
             check_efficiency(self.efficiency)
+            check_efficiency(self.narrow or self.efficiency)
         except ValueError as error:
             raise PreconditionError(f"GroupRows: {error}. Pass the table of the target.") from error
         for node in gm.graph.nodes:
@@ -90,9 +93,11 @@ class GroupRows(Pass):
     def _find_pattern(self, layer: Layer, annotation: WeightAnnotation, found: _Found) -> RowGroupPattern:
         """Cover the mask of one layer; equal masks are covered once."""
         mask = annotation.mask.numpy().reshape(layer.out_channels, -1)
-        key = (np.packbits(mask).tobytes(), mask.shape, layer.groups)
+        is_narrow = layer.weight.meta["val"].dtype.itemsize == 2
+        efficiency = self.narrow if is_narrow and self.narrow else self.efficiency
+        key = (np.packbits(mask).tobytes(), mask.shape, layer.groups, efficiency)
         if key not in found:
-            found[key] = cover_rows(mask, layer.groups, self.efficiency)
+            found[key] = cover_rows(mask, layer.groups, efficiency)
         return found[key]
 
 

@@ -15,6 +15,7 @@ from benchmarks.gpu.measure import Row, layer_scripts
 from benchmarks.gpu.timing import time_interleaved
 from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.codegen.cuda.target import read_cuda_target
+from fxprune.codegen.cuda.tensor_tile import TensorSchedule
 
 H200 = read_cuda_target({"kind": "cuda", "arch": "sm_90a"})
 
@@ -64,6 +65,22 @@ def test_samples_are_interleaved_and_medians_are_of_one_call() -> None:
     assert len({tuple(asked[start : start + 4]) for start in range(4, 24, 4)}) == 2, "both orders occur"
 
 
+def test_numbers_in_16_bits_are_what_the_gpu_holds() -> None:
+    case = next(draw_cases(4, (0.8,), (64,), "bfloat16"))
+    weight = torch.from_numpy(case.weight())
+    assert torch.equal(weight.to(torch.bfloat16).float(), weight)
+    assert draw_input(case, torch.device("cpu")).dtype is torch.bfloat16
+    (kernel, predicted), *_ = case.kernels(H200, 2)
+    assert isinstance(kernel.schedule, TensorSchedule)
+    assert case.floors_us(H200)["all"] <= predicted
+    assert "m16n8k16.row.col.f32.bf16" in layer_scripts(case, H200, 1)["tile_0"]
+
+
+def test_a_line_in_16_bits_names_dense_of_16_bits() -> None:
+    row = Row("layer", {"tensor": 50.0, "dense bf16": 60.0}, {})
+    assert _format(row).startswith("layer: 1.20x of dense bf16; tensor 50.0 us")
+
+
 def test_a_line_names_the_gain_over_dense_of_the_same_type() -> None:
     row = Row("layer", {"columns": 50.0, "dense fp32": 100.0, "dense tf32": 40.0}, {"floor all": 12.345})
     assert _format(row) == (
@@ -92,5 +109,8 @@ def test_prepare_compiles_every_layer(
     monkeypatch.setattr("benchmarks.gpu.__main__.open_library", open_library)
     words = "prepare --arch sm_86 --layers 2 --tiles 3 --sparsities 0.8 --rows 32 --batch 2 --models"
     assert main(words.split()) == 0
-    assert asked == [(3, "sm_86")] * 2
-    assert capsys.readouterr().out.count("3x3") == 2
+    assert asked == [(3, "sm_86")] * 4
+    said = capsys.readouterr().out
+    assert (said.count("3x3 64 56, float32"), said.count("3x3 64 56, bfloat16")) == (1, 1)
+    assert main([*words.split(), "--types", "float16"]) == 0
+    assert capsys.readouterr().out.count("float16") == 2

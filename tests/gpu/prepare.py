@@ -6,15 +6,14 @@ import os
 import sys
 from unittest import mock
 
-import torch
-
 import fxprune
 from fxprune.codegen.cuda.cache import CACHE_VARIABLE, open_library
 from tests.codegen.cuda.suite import make
 from tests.codegen.suite import draw_tensors
-from tests.compiling import draw_masks, row_groups, shuffled
 from tests.gpu.test_columns_on_gpu import ALL
+from tests.gpu.test_compile_on_gpu import KINDS
 from tests.lowering.cuda.test_program import MODELS
+from tests.lowering.cuda.test_tensor_program import draw_model
 
 
 def main(arch: str = "sm_90a") -> None:
@@ -23,11 +22,10 @@ def main(arch: str = "sm_90a") -> None:
         raise SystemExit(f"{CACHE_VARIABLE} is not set; it names the folder for what is compiled.")
     open_library({name: make(case, draw_tensors(case.layer, name)).script(name) for name, case in ALL.items()}, arch)
     with mock.patch("fxprune.lowering.cuda.select.predict_dense_us", return_value=1e9):
-        for build, shape in MODELS.values():
-            torch.manual_seed(0)
-            model, x = build(), torch.randn(shape)
-            masks = draw_masks(model, row_groups(16, 0.4), shuffled(row_groups(8, 0.4)))
-            fxprune.compile(model, masks, {"kind": "cuda", "arch": arch}, example_inputs=x)
+        for name in MODELS:
+            for kind in KINDS:
+                model, masks, x = draw_model(name, kind)
+                fxprune.compile(model, masks, {"kind": "cuda", "arch": arch}, example_inputs=x)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Gathered-column kernels on a GPU against torch in float64: every case of the twins, with poisoned outputs."""
+"""Gathered-column kernels on a GPU against torch in float64: every case of the checks without one, poisoned outputs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import torch
 from fxprune.codegen.cuda.cache import open_library
 from fxprune.codegen.cuda.device import Gpu
 from fxprune.codegen.cuda.driver import Grid
+from tests.codegen.cuda.emulated import TYPES, most_wrong, rounded
 from tests.codegen.cuda.suite import CudaCase, make
 from tests.codegen.cuda.test_columns import CASES
 from tests.codegen.cuda.test_columns import SCHEDULES as TILES
-from tests.codegen.suite import TOLERANCE, draw_tensors, guards_are_intact, largest_error, place, poisoned, view
+from tests.codegen.cuda.test_tensor_columns import CASES as TENSOR_CASES
+from tests.codegen.cuda.test_tensor_columns import SCHEDULES as TENSOR_TILES
+from tests.codegen.suite import Tensors, draw_tensors, place, view
 
-ALL = {**CASES, **TILES}
+ALL = {**CASES, **TILES, **{f"tensor_{name}": case for name, case in {**TENSOR_CASES, **TENSOR_TILES}.items()}}
+
+_GUARD = 64
+"""Cells before and after an output that no kernel may write."""
 
 
 @pytest.fixture(scope="module")
@@ -22,23 +28,27 @@ def kernels(gpu: torch.device, arch: str) -> Gpu:
     return Gpu(open_library(scripts, arch), gpu)
 
 
+def draw(name: str) -> Tensors:
+    """Draw the numbers of a case, as its type has them."""
+    return rounded(draw_tensors(ALL[name].layer, name), ALL[name].cells)
+
+
 def run_on_gpu(kernels: Gpu, name: str, case: CudaCase) -> torch.Tensor:
     """Run a kernel with a poisoned output; checks that it wrote the inside of the output and nothing else."""
-    tensors = draw_tensors(case.layer, name)
+    tensors = draw(name)
     kernel, device = make(case, tensors), kernels.torch_device
-    work = kernel.work
+    work, kind = kernel.work, TYPES[case.cells]
     arguments = {key: torch.from_numpy(array).to(device) for key, array in kernel.arrays.items()}
-    arguments["X"] = place(tensors.x, work.x, work.shape.padding).to(device)
+    arguments["X"] = place(tensors.x, work.x, work.shape.padding).to(device, kind)
     if work.residual is not None and tensors.residual is not None:
-        arguments["RES"] = place(tensors.residual, work.residual).to(device)
-    y = poisoned(work.y.numel)
-    whole = torch.empty(0).set_(y.untyped_storage()).to(device)
-    arguments["Y"] = whole[y.storage_offset() : y.storage_offset() + y.numel()]
+        arguments["RES"] = place(tensors.residual, work.residual).to(device, kind)
+    whole = torch.full((work.y.numel + 2 * _GUARD,), torch.nan, dtype=kind, device=device)
+    arguments["Y"] = whole[_GUARD:-_GUARD]
     with kernels.running():
         kernels.bind(name, Grid(kernel.grid, kernel.schedule.threads), arguments)()
     torch.cuda.synchronize(device)
-    found = whole.cpu()[y.storage_offset() : y.storage_offset() + y.numel()]
-    assert guards_are_intact(found), "written outside the output"
+    assert bool(whole[:_GUARD].isnan().all() and whole[-_GUARD:].isnan().all()), "written outside the output"
+    found = whole.cpu()[_GUARD:-_GUARD]
     outside = torch.ones(work.y.numel, dtype=torch.bool)
     view(outside, work.y).fill_(False)
     assert bool(found[outside].isnan().all()), "written into the halo"
@@ -47,11 +57,10 @@ def run_on_gpu(kernels: Gpu, name: str, case: CudaCase) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_kernel_equals_torch(kernels: Gpu, name: str) -> None:
-    found = run_on_gpu(kernels, name, ALL[name])
-    wanted = draw_tensors(ALL[name].layer, name).reference(ALL[name].layer)
-    assert largest_error(found, wanted) <= TOLERANCE
+    case = ALL[name]
+    assert most_wrong(run_on_gpu(kernels, name, case), draw(name).reference(case.layer), case.cells) <= 1
 
 
-@pytest.mark.parametrize("name", ["several_tiles", "batch_64", "halos_4"])
+@pytest.mark.parametrize("name", ["several_tiles", "batch_64", "halos_4", "tensor_batch_64"])
 def test_a_second_run_gives_the_same_bits(kernels: Gpu, name: str) -> None:
     assert torch.equal(run_on_gpu(kernels, name, ALL[name]), run_on_gpu(kernels, name, ALL[name]))

@@ -16,6 +16,7 @@ from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.codegen.cuda.nvcc import DeviceCode, find_nvcc
 from fxprune.errors import ArtifactError, UnsupportedError
 from tests.compiling import TOLERANCE, Layers, Masks, draw_masks, largest_difference, row_groups, run_masked
+from tests.lowering.cuda.emulated import tie_to_emulator
 from tests.lowering.cuda.twin import program_of, tie_to_twin
 from tests.networks import Function, randomise_norms
 
@@ -85,6 +86,20 @@ def test_a_loaded_model_computes_what_the_saved_one_does(
     assert largest_difference(loaded(X), run_masked(*network(), X)) <= TOLERANCE
     assert loaded.report == compiled.report
     assert loaded.masks.keys() == compiled.masks.keys()
+
+
+def test_a_model_in_16_bits_is_loaded_as_it_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxprune.lowering.cuda.lower.build_or_find", _no_build)
+    model, masks = network()
+    x = X.to(torch.bfloat16)
+    compiled = fxprune.compile(model.to(torch.bfloat16), masks, ARCH, example_inputs=x)
+    compiled.save(tmp_path / "model.fxp")
+    loaded = fxprune.load(tmp_path / "model.fxp")
+    kernels = [step.kernel for step in program_of(loaded).parts.steps]
+    assert [str(kernel.schedule).split()[0] for kernel in kernels] == ["tensor"] * 3
+    assert loaded.report == compiled.report
+    tie_to_emulator(loaded, tmp_path)
+    assert largest_difference(loaded(x), run_masked(*network(), x)) <= 4 * torch.finfo(torch.bfloat16).eps
 
 
 def test_kernels_can_be_compiled_again(saved: Path) -> None:

@@ -113,6 +113,18 @@ def test_another_target_finds_other_groups() -> None:
     assert GroupRows(((1, 1.0),)).apply(gm).modified
 
 
+@pytest.mark.parametrize(("kind", "heights"), [(torch.float32, {2: 8}), (torch.bfloat16, {16: 1})])
+def test_layers_in_16_bits_have_a_table_of_their_own(kind: torch.dtype, heights: dict[int, int]) -> None:
+    """Pairs of rows share columns; a target whose kernels in 16 bits need tall groups joins them."""
+    model = nn.Linear(12, 16).eval().to(kind)
+    gm = capture(model, (torch.randn(3, 12, dtype=kind),), {}).graph_module
+    annotate(gm, {"weight": half_of(model.weight)})
+    GroupRows(((1, 0.5), (2, 1.0)), narrow=((16, 1.0),)).apply(gm)
+    (annotation,) = filter(None, map(annotation_of, gm.graph.nodes))
+    assert annotation.pattern is not None
+    assert annotation.pattern.heights() == heights
+
+
 def test_requires_annotations() -> None:
     gm = build(("conv",))
     for node in gm.graph.nodes:
@@ -125,6 +137,9 @@ def test_requires_annotations() -> None:
 def test_requires_an_efficiency_table_in_order(unmasked: fx.GraphModule, efficiency: Efficiency) -> None:
     with pytest.raises(PreconditionError, match="Pass the table of the target"):
         GroupRows(efficiency).requires(unmasked)
+    if efficiency:
+        with pytest.raises(PreconditionError, match="Pass the table of the target"):
+            GroupRows(EFFICIENCY, efficiency).requires(unmasked)
 
 
 def test_ensures_that_every_masked_layer_has_groups() -> None:

@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from fxprune.codegen.cuda.address import input_address, output_address
+from fxprune.codegen.cuda.copies import commit_call, copy_call, wait_call
 from fxprune.codegen.cuda.epilogue import activation_statements
 from fxprune.codegen.cuda.tile import (
     LARGEST_GRID_Y,
@@ -31,29 +33,15 @@ from fxprune.codegen.cuda.tile import (
     WARP_ROWS,
     ColumnsSchedule,
     find_schedule_fault,
-    is_flat,
     load_width,
     store_width,
     tiles_of,
 )
 from fxprune.codegen.script import Script
-from fxprune.codegen.workload import Layout, Triple, Workload
+from fxprune.codegen.workload import Workload
 from fxprune.errors import CodegenError
 
 Form = Literal["device", "twin", "twin_reversed"]
-
-_COPY = """
-__forceinline__ __device__ void fxprune_copy{bytes}(void* to, const void* from) {{
-  asm volatile("cp.async.{cache}.shared.global [%0], [%1], {bytes};"
-               :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from) : "memory");
-}}
-"""
-_COMMIT = """
-__forceinline__ __device__ void fxprune_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-"""
-_WAIT = """
-__forceinline__ __device__ void fxprune_wait{left}() {{ asm volatile("cp.async.wait_group {left};" ::: "memory"); }}
-"""
 
 
 class _Buffers:
@@ -128,16 +116,15 @@ class _ColumnsWriter:
                 for stage in range(schedule.stages - 1):
                     with script.block(f"if {stage} < steps"):
                         self._copy_step(str(stage), str(stage))
-                    self._async("fxprune_commit", _COMMIT)
+                    self._async(commit_call())
             with script.block("for s in T.serial(steps)"):
-                left = schedule.stages - 2
-                self._async(f"fxprune_wait{left}", _WAIT.format(left=left))
+                self._async(wait_call(schedule.stages - 2))
                 self._synchronise()
                 with self._phase():
                     ahead = f"(s + {schedule.stages - 1})"
                     with script.block(f"if {ahead} < steps"):
                         self._copy_step(ahead, f"{ahead} % {schedule.stages}")
-                    self._async("fxprune_commit", _COMMIT)
+                    self._async(commit_call())
                     self._multiply()
             with self._phase():
                 self._finish()
@@ -191,9 +178,9 @@ class _ColumnsWriter:
         with self.script.block(f"for tx in T.serial({self.schedule.threads})"):
             yield
 
-    def _async(self, function: str, source: str) -> None:
+    def _async(self, call: str) -> None:
         if self.form == "device":
-            self.script.add(f"T.evaluate(T.cuda.func_call({function!r}, source_code={source!r}))")
+            self.script.add(call)
 
     def _synchronise(self) -> None:
         if self.form == "device":
@@ -202,10 +189,7 @@ class _ColumnsWriter:
     def _copy(self, to: str, source: str, width: int) -> None:
         """Copy `width` neighbouring cells into shared memory; both texts end in an open bracket's index."""
         if self.form == "device":
-            size = 4 * width
-            text = _COPY.format(bytes=size, cache="cg" if size == 16 else "ca")
-            call = f'"fxprune_copy{size}", T.address_of({to}]), T.address_of({source}]), source_code={text!r}'
-            self.script.add(f"T.evaluate(T.cuda.func_call({call}))")
+            self.script.add(copy_call(f"{to}]", f"{source}]", 4 * width))
             return
         with self.script.block(f"for v in T.serial({width})"):
             self.script.add(f"{to} + v] = {source} + v]")
@@ -243,27 +227,7 @@ class _ColumnsWriter:
         with self.script.block(self._unroll("i", self.bases)):
             place = f"({self._thread} + i * {self.schedule.threads}) % {per_step}"
             self.script.add(f"q: T.let = T.min(tile * {per_step} + {place}, {last})")
-            flat = self.work.shape.is_pointwise and is_flat(self.work.x)
-            step, start = self.work.shape.stride, self._first_tap()
-            self.script.add(f"{self._own('at', 'i')} = {self._address(self.work.x, 'q', self.load, flat, step, start)}")
-
-    def _first_tap(self) -> int:
-        """Element offset of the first tap of the first output position."""
-        _, _, *steps = self.work.x.strides
-        pairs = zip(self.work.x.halo, self.work.shape.padding, steps, strict=True)
-        return sum((halo[0] - padding[0]) * step for halo, padding, step in pairs)
-
-    def _address(self, layout: Layout, q: str, width: int, flat: bool, stride: Triple, start: int) -> str:
-        """Return where output position q * width lies in the plane of a channel, in units of `width`."""
-        if flat:
-            return f"({q})"
-        n, (depth, height, columns) = layout.batch // width, self.work.shape.spatial_out
-        steps = [size // width * s for size, s in zip(layout.strides[2:], stride, strict=True)]
-        w, h, d = f"{q} // {n} % {columns}", f"{q} // {n * columns} % {height}", f"{q} // {n * columns * height}"
-        terms = [f"{q} % {n}", f"{w} * {steps[2]}"]
-        terms += [f"{h} * {steps[1]}"] if height > 1 else []
-        terms += [f"{d} * {steps[0]}"] if depth > 1 else []
-        return f"({' + '.join(terms)} + {start // width})"
+            self.script.add(f"{self._own('at', 'i')} = {input_address(self.work, 'q', self.load)}")
 
     def _start_at_bias(self) -> None:
         (tm, tn), rows = self.schedule.thread, self.schedule.rows
@@ -307,16 +271,15 @@ class _ColumnsWriter:
     def _finish(self) -> None:
         """Add the residual, activate and store the thread's cells of rows and pixels that exist."""
         script, schedule, work, width = self.script, self.schedule, self.work, self.store
-        (tm, tn), one = schedule.thread, (1, 1, 1)
+        tm, tn = schedule.thread
         chunks = self._unroll("j", tn // 4), self._unroll("u", 4 // width)
         with script.loops(*chunks):
             within = f"(j * {4 * self.pixel_threads} + {self._pixel_thread} * 4) // {width} + u"
             script.add(f"q: T.let = tile * {schedule.pixels // width} + {within}")
             with script.block(f"if q < {work.shape.pixels // width}"):
-                script.add(f"y: T.let = {self._address(work.y, 'q', width, is_flat(work.y), one, work.y.origin)}")
+                script.add(f"y: T.let = {output_address(work, work.y, 'q', width)}")
                 if work.residual is not None:
-                    at = self._address(work.residual, "q", width, is_flat(work.residual), one, work.residual.origin)
-                    script.add(f"z: T.let = {at}")
+                    script.add(f"z: T.let = {output_address(work, work.residual, 'q', width)}")
                 with script.block(self._unroll("i", tm)):
                     script.add(f"row: T.let = ROWS[block * {schedule.rows} + {self._row('i')}]")
                     with script.block("if row >= 0"):

@@ -34,6 +34,23 @@ class Device(Protocol):
     def running(self) -> AbstractContextManager[None]:
         """Return what a run of the program happens within."""
 
+    def is_recording(self) -> bool:
+        """Whether what is launched now is recorded and does not run."""
+
+    def record(self, run: Callable[[], list[object]]) -> tuple[Callable[[], None], list[object]]:
+        """Record what a call launches.
+
+        Args:
+            run: What to record.
+
+        Returns:
+            A call that does all of it again, and the results of the recorded call: they lie where every replay
+            writes its own.
+
+        Raises:
+            UnsupportedError: It cannot be recorded.
+        """
+
 
 def find_gpu(index: int | None = None) -> torch.device:
     """Return a GPU of this machine.
@@ -90,6 +107,25 @@ class Gpu:
             yield
             if not captured:
                 self._last = stream, stream.record_event()
+
+    def is_recording(self) -> bool:
+        """Whether torch captures a CUDA graph on the current stream."""
+        return torch.cuda.is_current_stream_capturing()
+
+    def record(self, run: Callable[[], list[object]]) -> tuple[Callable[[], None], list[object]]:
+        """Capture a CUDA graph; what other threads do on the device meanwhile does not disturb it.
+
+        Raises:
+            UnsupportedError: The call does what no graph can hold.
+        """
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.torch_device)  # type: ignore[no-untyped-call]
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                outputs = run()
+        except RuntimeError as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UnsupportedError(f"the run cannot be captured as a CUDA graph: {first}") from error
+        return graph.replay, outputs
 
     def bind(self, name: str, grid: Grid, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
         """Return a call that launches a kernel on torch's current stream."""

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from fxprune.annotation import IndexArray, RowGroupPattern
 from fxprune.codegen.cuda.columns import Form, build_columns_kernel
+from fxprune.codegen.cuda.fragments import CELLS_A_WORD, order_fragments
 from fxprune.codegen.cuda.table import BlockTable, make_table
-from fxprune.codegen.cuda.tile import LARGEST_GRID_Y, ColumnsSchedule, tiles_of
+from fxprune.codegen.cuda.tensor_columns import build_tensor_kernel
+from fxprune.codegen.cuda.tensor_tile import AnySchedule, TensorSchedule
+from fxprune.codegen.cuda.tile import LARGEST_GRID_Y, CudaSchedule, tiles_of
 from fxprune.codegen.format import Float32Array, PackedWeight, pack
 from fxprune.codegen.workload import Workload, column_offsets
 from fxprune.errors import CodegenError
@@ -33,7 +36,7 @@ class CudaKernel:
     """
 
     work: Workload
-    schedule: ColumnsSchedule
+    schedule: AnySchedule
     packed: PackedWeight
     table: BlockTable
     arrays: Mapping[str, NDArray[np.generic]]
@@ -45,13 +48,21 @@ class CudaKernel:
         return sum(int(array.nbytes) for array in self.arrays.values())
 
     def script(self, name: str, form: Form = "device") -> str:
-        """Return the TVMScript of the function under a global symbol."""
+        """Return the TVMScript of the function under a global symbol.
+
+        Raises:
+            CodegenError: The schedule does not fit the layer, or tensor cores are asked for a twin.
+        """
+        if isinstance(self.schedule, TensorSchedule):
+            if form != "device":
+                raise CodegenError(f"Schedule '{self.schedule}' has no {form}: a twin's threads know nothing of warps.")
+            return build_tensor_kernel(name, self.work, self.schedule)
         return build_columns_kernel(name, self.work, self.schedule, form)
 
 
 def make_kernel(
     work: Workload,
-    schedule: ColumnsSchedule,
+    schedule: AnySchedule,
     weight: Float32Array,
     pattern: RowGroupPattern,
     bias: Float32Array | None,
@@ -73,16 +84,24 @@ def make_kernel(
     offsets = _offsets(work, packed)
     _check_sizes(work, table, offsets)
     lane_bias = packed.per_lane(np.zeros(pattern.shape[0], np.float32) if bias is None else bias)
+    values, base = _order_values(work, schedule, table)
     arrays = {
-        "W": _filled(table.values),
+        "W": _filled(values),
         "OFF": _filled(offsets[table.columns]),
         "BEGIN": table.begin,
         "STEPS": table.steps,
-        "BASE": table.base,
+        "BASE": base,
         "ROWS": table.rows,
         "BIAS": lane_bias.reshape(-1, schedule.height)[table.order].reshape(-1),
     }
     return CudaKernel(work, schedule, packed, table, arrays, _grid(work, schedule, table))
+
+
+def _order_values(work: Workload, schedule: AnySchedule, table: BlockTable) -> tuple[NDArray[np.generic], IndexArray]:
+    """Return the weights as the kernel reads them, and where each block begins in them."""
+    if isinstance(schedule, TensorSchedule):
+        return order_fragments(table.values, schedule.height, work.x.cells), table.base // np.int32(CELLS_A_WORD)
+    return table.values, table.base
 
 
 def _filled(array: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -98,7 +117,7 @@ def _offsets(work: Workload, packed: PackedWeight) -> IndexArray:
     return np.concatenate([np.zeros(0, np.int32), *parts])
 
 
-def _grid(work: Workload, schedule: ColumnsSchedule, table: BlockTable) -> tuple[int, int, int]:
+def _grid(work: Workload, schedule: CudaSchedule, table: BlockTable) -> tuple[int, int, int]:
     tiles = tiles_of(work, schedule)
     first, second = (table.blocks, tiles) if schedule.order == "blocks" else (tiles, table.blocks)
     if second > LARGEST_GRID_Y:

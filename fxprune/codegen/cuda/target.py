@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fxprune.codegen.workload import CellType
 from fxprune.errors import UnsupportedError
 
 
@@ -19,6 +20,9 @@ class CudaTarget:
         lanes: float32 multiply-adds of a multiprocessor in a clock cycle.
         clock_ghz: Boost clock.
         memory_gbps: Gigabytes a second of its memory.
+        tensor_gflops: GFLOP/s of its tensor cores, cells of 16 bits, sums in float32.
+        mma_share: Share of them that `mma.sync` reaches.
+        dense_tensor_gflops: What cuDNN and cuBLAS reach of them.
     """
 
     arch: str
@@ -27,21 +31,27 @@ class CudaTarget:
     lanes: int
     clock_ghz: float
     memory_gbps: float
+    tensor_gflops: float
+    mma_share: float
+    dense_tensor_gflops: float
 
-    @property
-    def peak_gflops(self) -> float:
-        """float32 GFLOP/s of the multiply-adders; no tensor cores."""
-        return 2 * self.multiprocessors * self.lanes * self.clock_ghz
+    def peak_gflops(self, cells: CellType) -> float:
+        """Return the GFLOP/s for a type of cells: tensor cores for 16 bits, the multiply-adders for float32."""
+        return 2 * self.multiprocessors * self.lanes * self.clock_ghz if cells == "float32" else self.tensor_gflops
 
-    @property
-    def ridge(self) -> float:
-        """FLOP a byte of memory traffic below which a layer is bound by memory."""
-        return self.peak_gflops / self.memory_gbps
+    def ridge(self, cells: CellType) -> float:
+        """Return the FLOP a byte of memory traffic below which a layer is bound by memory."""
+        return self.peak_gflops(cells) / self.memory_gbps
 
     @property
     def efficiency(self) -> tuple[tuple[int, float], ...]:
         """Pairs (height of a row group, useful rate of the best kernel over the dense rate); estimated."""
         return EFFICIENCY
+
+    @property
+    def narrow_efficiency(self) -> tuple[tuple[int, float], ...]:
+        """The same for layers in 16 bits, on tensor cores; estimated."""
+        return NARROW_EFFICIENCY
 
     @property
     def description(self) -> str:
@@ -52,13 +62,18 @@ class CudaTarget:
 EFFICIENCY = ((1, 0.04), (2, 0.08), (4, 0.16), (8, 0.32), (16, 0.6), (32, 0.95), (64, 1.0))
 """Estimated, not measured: a tile has 8 rows at least, and below 32 rows every activation is used too seldom."""
 
+NARROW_EFFICIENCY = ((1, 0.008), (2, 0.016), (4, 0.032), (8, 0.065), (16, 0.13), (32, 0.25), (64, 0.45), (128, 0.55))
+"""Estimated, not measured: below 128 rows the L2 cache cannot bring activations as fast as tensor cores multiply them
+(H200: 5.5 TB/s against 600 TFLOP/s dense); from there on `mma.sync` is the limit."""
+
 _DEVICES = (
-    CudaTarget("sm_80", "A100", 108, 64, 1.41, 1555),
-    CudaTarget("sm_86", "RTX 3090", 82, 128, 1.70, 936),
-    CudaTarget("sm_89", "RTX 4090", 128, 128, 2.52, 1008),
-    CudaTarget("sm_90a", "H200", 132, 128, 1.98, 4800),
+    CudaTarget("sm_80", "A100", 108, 64, 1.41, 1555, 312e3, 1.0, 240e3),
+    CudaTarget("sm_86", "RTX 3090", 82, 128, 1.70, 936, 71e3, 1.0, 55e3),
+    CudaTarget("sm_89", "RTX 4090", 128, 128, 2.52, 1008, 165e3, 1.0, 130e3),
+    CudaTarget("sm_90a", "H200", 132, 128, 1.98, 4800, 989e3, 0.62, 600e3),
 )
-"""NVIDIA's data sheets; one GPU stands for all of its architecture."""
+"""NVIDIA's data sheets; one GPU stands for all of its architecture. The last two columns are estimates: Hopper's full
+rate needs `wgmma`, and dense libraries reach some 60 % of it there, 77 % elsewhere."""
 
 ARCHITECTURES = tuple(device.arch for device in _DEVICES)
 """What kernels are compiled for."""

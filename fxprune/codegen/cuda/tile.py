@@ -6,7 +6,8 @@ A thread block computes BM rows and BN pixels, a thread TM x TN of them; a warp 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from math import gcd
+from typing import Literal, Protocol
 
 from fxprune.codegen.workload import NO_HALO, Layout, Workload
 
@@ -21,6 +22,47 @@ LARGEST_GRID_Y = 65535
 """Thread blocks on the second axis of a grid."""
 
 
+Order = Literal["blocks", "pixels"]
+"""What neighbouring thread blocks share: the pixels of different blocks, so that the input is read once; or the weights
+of a block."""
+
+
+class CudaSchedule(Protocol):
+    """Options of a kernel for a GPU, as far as all kinds of them have the same."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of a thread block's tile, the height of a packed block."""
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of its tile."""
+
+    @property
+    def depth(self) -> int:
+        """Columns of a step."""
+
+    @property
+    def stages(self) -> int:
+        """Steps that shared memory holds."""
+
+    @property
+    def order(self) -> Order:
+        """What neighbouring thread blocks share."""
+
+    @property
+    def height(self) -> int:
+        """Rows of a packed block."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of a thread block."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a thread block."""
+
+
 @dataclass(frozen=True)
 class ColumnsSchedule:
     """Options of one gathered-column kernel; all sizes are powers of two.
@@ -31,8 +73,7 @@ class ColumnsSchedule:
         depth: Columns of a step, BK.
         stages: Steps that shared memory holds.
         thread: Rows and pixels of a thread, (TM, TN).
-        order: What neighbouring thread blocks share: "blocks" the pixels of different blocks, so the input is read
-            once; "pixels" the weights of a block.
+        order: What neighbouring thread blocks share.
     """
 
     rows: int
@@ -40,7 +81,7 @@ class ColumnsSchedule:
     depth: int
     stages: int
     thread: tuple[int, int] = (8, 8)
-    order: Literal["blocks", "pixels"] = "pixels"
+    order: Order = "pixels"
 
     @property
     def height(self) -> int:
@@ -68,26 +109,28 @@ def is_flat(layout: Layout | None) -> bool:
     return layout is None or layout.halo == NO_HALO
 
 
-def _widest(cells: int) -> int:
-    """Return how many neighbours a thread moves at once."""
-    return next(width for width in (4, 2, 1) if cells % width == 0)
+MOST_BYTES = 16
+"""Bytes that a thread moves at once."""
+
+
+def _widest(cells: int, most: int) -> int:
+    """Return how many neighbours of so many a thread moves at once."""
+    return gcd(cells, most)
 
 
 def load_width(work: Workload) -> int:
     """Return the cells that one copy of the input moves: neighbours that are aligned for every column."""
-    if work.shape.is_pointwise and is_flat(work.x):
-        return _widest(work.shape.pixels)
-    return _widest(work.shape.batch)
+    flat = work.shape.is_pointwise and is_flat(work.x)
+    return _widest(work.shape.pixels if flat else work.shape.batch, MOST_BYTES // work.x.cell_bytes)
 
 
-def store_width(work: Workload) -> int:
-    """Return the cells that one store moves."""
-    if is_flat(work.y) and is_flat(work.residual):
-        return _widest(work.shape.pixels)
-    return _widest(work.shape.batch)
+def store_width(work: Workload, most: int = MOST_BYTES // 4) -> int:
+    """Return the cells that one store moves, `most` at most, which is a power of two."""
+    flat = is_flat(work.y) and is_flat(work.residual)
+    return _widest(work.shape.pixels if flat else work.shape.batch, most)
 
 
-def tiles_of(work: Workload, schedule: ColumnsSchedule) -> int:
+def tiles_of(work: Workload, schedule: CudaSchedule) -> int:
     """Count the pixel tiles of a layer."""
     return -(-work.shape.pixels // schedule.pixels)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxprune.codegen.cuda.tile import ColumnsSchedule
+from fxprune.codegen.cuda.tensor_tile import AnySchedule
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class CudaChoice:
         dense_us: Always None.
     """
 
-    schedule: ColumnsSchedule | None
+    schedule: AnySchedule | None
     reason: str
     predicted_us: float | None = None
     measured_us: float | None = None

@@ -10,11 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
-from fxprune.codegen.workload import ConvShape, Halo, Layout, Workload
+from fxprune.codegen.workload import CellType, ConvShape, Halo, Layout, Workload
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Case
+
+_CELLS: dict[torch.dtype, CellType] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+KERNEL_TYPES = frozenset(_CELLS)
+"""Types of the layers that kernels for GPUs compute."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +75,17 @@ def plan_layouts(kernels: Mapping[fx.Node, Case]) -> dict[fx.Node, Placement]:
 
 def _workload(case: Case, x_halo: Halo, y_halo: Halo, residual_halo: Halo | None) -> Workload:
     shape, layer = case.shape, case.layer
-    x = Layout("chwn", shape.batch, shape.channels_in, shape.spatial_in, x_halo)
-    y = _output(shape, y_halo)
-    residual = _output(shape, residual_halo) if layer.residual is not None and residual_halo is not None else None
+    cells = _CELLS[layer.input.meta["val"].dtype]
+    x = Layout("chwn", shape.batch, shape.channels_in, shape.spatial_in, x_halo, cells)
+    y = _output(shape, y_halo, cells)
+    residual = (
+        _output(shape, residual_halo, cells) if layer.residual is not None and residual_halo is not None else None
+    )
     return Workload(shape, x, y, residual, layer.activation, layer.activation_args, 1)
 
 
-def _output(shape: ConvShape, halo: Halo) -> Layout:
-    return Layout("chwn", shape.batch, shape.channels_out, shape.spatial_out, halo)
+def _output(shape: ConvShape, halo: Halo, cells: CellType) -> Layout:
+    return Layout("chwn", shape.batch, shape.channels_out, shape.spatial_out, halo, cells)
 
 
 def _wanted_halo(source: fx.Node, kind: Layer, kernels: Mapping[fx.Node, Case]) -> Halo:

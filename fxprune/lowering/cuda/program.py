@@ -1,7 +1,8 @@
 """A program for a GPU: kernels, dense layers and torch's operators in graph order.
 
 It is made without a GPU and holds machine code as bytes. The first call ties it to the device of its inputs: buffers,
-weights and constants go there, the code is loaded. Every kernel reads and writes fixed buffers, on torch's stream.
+weights and constants go there, the code is loaded. Every kernel reads and writes fixed buffers, on torch's stream; so
+from the third call on a run is the replay of one CUDA graph where that can be (see `recording`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fxprune.codegen.workload import Layout
 from fxprune.errors import UnsupportedError
 from fxprune.layer import Layer
 from fxprune.lowering.cuda.modules import CopyModule, LaunchModule
+from fxprune.lowering.cuda.recording import Recording
 from fxprune.lowering.dense import DenseLayer
 from fxprune.lowering.geometry import buffer_view
 
@@ -89,12 +91,18 @@ class CudaProgram:
         self.kernels = {step.module.name: step.kernel.size_bytes for step in parts.steps}
         self.buffers: tuple[torch.Tensor, ...] = ()
         self._device: Device | None = None
+        self._recording: Recording | None = None
         self._lock = threading.Lock()
 
     @property
     def library(self) -> CudaLibrary | None:
         """The kernels, if there are any."""
         return self.parts.library
+
+    @property
+    def recording(self) -> Recording | None:
+        """How it runs; None until it is tied to a device."""
+        return self._recording
 
     @property
     def recipe(self) -> Mapping[str, object]:
@@ -111,9 +119,13 @@ class CudaProgram:
             if self._device is None:
                 self.tie(self._find_device(inputs))
             assert self._device is not None
+            assert self._recording is not None
             _check_devices(inputs, self._device.torch_device)
             with self._device.running(), torch.autocast(self._device.torch_device.type, enabled=False):
-                return [self._own(output) for output in self.graph_module.forward(*inputs)]
+                return self._recording.run(inputs)
+
+    def _forward(self, inputs: Sequence[object]) -> list[object]:
+        return [self._own(output) for output in self.graph_module.forward(*inputs)]
 
     def tie(self, device: Device) -> None:
         """Bring the program to a device.
@@ -126,19 +138,22 @@ class CudaProgram:
         """
         place = device.torch_device
         try:
-            buffers = tuple(torch.zeros(layout.numel, device=place) for layout in self.parts.buffers)
+            buffers = tuple(
+                torch.zeros(layout.numel, dtype=getattr(torch, layout.cells), device=place)
+                for layout in self.parts.buffers
+            )
             for step in self.parts.steps:
                 _tie_step(step, buffers, device)
             for copy, number in self.parts.copies:
                 copy.tie(buffers[number])
             _move_graph(self.graph_module, place)
         except torch.OutOfMemoryError as error:
-            cells = sum(layout.numel for layout in self.parts.buffers)
+            size = sum(layout.numel * layout.cell_bytes for layout in self.parts.buffers)
             raise UnsupportedError(
-                f"{place} has too little memory for the compiled model: {4 * cells} bytes of activations besides its "
+                f"{place} has too little memory for the compiled model: {size} bytes of activations besides its "
                 f"weights. Use a smaller batch, or free memory. torch says: {error}"
             ) from error
-        self.buffers, self._device = buffers, device
+        self.buffers, self._device, self._recording = buffers, device, Recording(device, self._forward)
 
     def _find_device(self, inputs: Sequence[object]) -> Device:
         """Return the GPU that the inputs are on."""

@@ -10,12 +10,13 @@ from typing import Any
 from torch import fx
 
 from fxprune.codegen.cuda.target import CudaTarget, read_cuda_target
+from fxprune.codegen.cuda.tensor_tile import AnySchedule, TensorSchedule
 from fxprune.codegen.cuda.tile import ColumnsSchedule
 from fxprune.lowering.cuda.choice import CudaChoice
 
 
 def write_recipe(
-    schedules: Mapping[fx.Node, ColumnsSchedule | None], target: CudaTarget, texts: Mapping[str, str]
+    schedules: Mapping[fx.Node, AnySchedule | None], target: CudaTarget, texts: Mapping[str, str]
 ) -> dict[str, object]:
     """Return target, schedules by node, and the digest of every function's text, from which its code was made.
 
@@ -24,7 +25,7 @@ def write_recipe(
         target: The GPU.
         texts: TVMScript of each function by its global symbol.
     """
-    written = {node.name: {**asdict(s), "thread": list(s.thread)} for node, s in schedules.items() if s is not None}
+    written = {node.name: _write_schedule(schedule) for node, schedule in schedules.items() if schedule is not None}
     return {
         "target": {"kind": "cuda", "arch": target.arch},
         "schedules": written,
@@ -50,8 +51,17 @@ def read_recipe(recipe: Mapping[str, Any]) -> tuple[CudaTarget, dict[str, CudaCh
     return read_cuda_target(recipe["target"]), choices
 
 
-def _read_schedule(written: Mapping[str, Any]) -> ColumnsSchedule:
-    if set(written) != {field.name for field in fields(ColumnsSchedule)}:
-        raise ValueError(f"{dict(written)} is no schedule of this version")
-    rows, pixels = (int(size) for size in written["thread"])
-    return ColumnsSchedule(**{**written, "thread": (rows, pixels)})
+_KINDS: tuple[type[AnySchedule], ...] = (ColumnsSchedule, TensorSchedule)
+"""They are told apart by the names of their fields."""
+
+
+def _write_schedule(schedule: AnySchedule) -> dict[str, object]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(schedule).items()}
+
+
+def _read_schedule(written: Mapping[str, Any]) -> AnySchedule:
+    for kind in _KINDS:
+        if set(written) == {field.name for field in fields(kind)}:
+            values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in written.items()}
+            return kind(**values)
+    raise ValueError(f"{dict(written)} is no schedule of this version")

@@ -13,14 +13,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxprune.codegen.cuda.schedules import (
-    CudaCandidate,
-    find_candidates,
-    floor_us,
-    memory_us,
-    moved_bytes,
-    predict_dense_us,
-)
+from fxprune.codegen.cuda.costs import floor_us, memory_us, moved_bytes
+from fxprune.codegen.cuda.schedules import CudaCandidate, find_candidates, predict_dense_us
 from fxprune.codegen.cuda.target import CudaTarget
 from fxprune.codegen.workload import Workload
 from fxprune.lowering.choice import Case
@@ -97,26 +91,29 @@ def _total_us(
             continue
         total += entry.best.predicted_us
         shape = case.shape
+        cell_bytes, results = entry.work.x.cell_bytes, shape.channels_out * shape.pixels
         inputs = [(layer.input, entry.work.x.numel)]
         if layer.residual is not None:
-            inputs.append((layer.residual, shape.channels_out * shape.pixels))
+            inputs.append((layer.residual, results))
         for source, cells in inputs:
             if not is_made(source, layer, kernels) and (source, layer.kind) not in read:
                 read.add((source, layer.kind))
-                total += _copy_us(cells, target)
+                total += _copy_us(cells * cell_bytes, target)
         if not all(user in kernels and is_made(node, kernels[user].layer, kernels) for user in node.users):
-            total += _copy_us(shape.channels_out * shape.pixels, target)
+            total += _copy_us(results * cell_bytes, target)
     return total
 
 
-def _copy_us(cells: int, target: CudaTarget) -> float:
-    return 2 * 4 * cells / target.memory_gbps / 1e3 + _COPY_US
+def _copy_us(size: int, target: CudaTarget) -> float:
+    return 2 * size / target.memory_gbps / 1e3 + _COPY_US
 
 
 def _explain(case: Case, entry: _Entry, chosen: bool, gains_alone: bool, target: CudaTarget) -> CudaChoice:
     """Say what was chosen with the figures that decided."""
     kernel_us, dense_us = entry.best.predicted_us, entry.dense_us
-    predicted = f"predicted {kernel_us:.0f} us, dense in strict float32 {dense_us:.0f} us ({target.device})"
+    cells = entry.work.x.cells
+    kind = "strict float32" if cells == "float32" else cells
+    predicted = f"predicted {kernel_us:.0f} us, dense in {kind} {dense_us:.0f} us ({target.device})"
     if chosen:
         return CudaChoice(entry.best.schedule, predicted, kernel_us)
     if gains_alone:
@@ -135,8 +132,10 @@ def _find_floor(case: Case, entry: _Entry, target: CudaTarget) -> str:
         return (
             f"no tile makes enough of stored density {case.pattern.density:.2f}: the least possible is {least:.0f} us"
         )
-    if bytes_us >= 2 * work.shape.macs(stored) / target.peak_gflops / 1e3:
+    cells = work.x.cells
+    if bytes_us >= 2 * work.shape.macs(stored) / target.peak_gflops(cells) / 1e3:
         flop = 2 * work.shape.macs(work.shape.columns * work.shape.channels_out)
         per_byte = flop / moved_bytes(work, work.shape.columns * work.shape.channels_out)
-        return f"bytes forbid a gain: {per_byte:.0f} FLOP a byte dense, ridge {target.ridge:.0f}, least {least:.0f} us"
+        ridge = target.ridge(cells)
+        return f"bytes forbid a gain: {per_byte:.0f} FLOP a byte dense, ridge {ridge:.0f}, least {least:.0f} us"
     return f"multiply-adds forbid a gain at stored density {case.pattern.density:.2f}: least {least:.0f} us"

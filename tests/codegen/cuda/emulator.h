@@ -1,23 +1,28 @@
-// What a CUDA kernel needs to run on a CPU: one thread of the system for each thread of a block, a barrier, and copies
-// that arrive as late as they may.
-#include <pthread.h>
+// What a CUDA kernel needs to run on a CPU: fibers for the threads of a block, in an order that is drawn anew between two
+// barriers; asynchronous copies that arrive at once or as late as they may, drawn for each; a warp's products together.
+#include <ucontext.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <thread>
+#include <functional>
+#include <numeric>
+#include <random>
 #include <vector>
 
 using std::max;
 using std::min;
 
 struct Index { int x, y, z; };
-static thread_local Index threadIdx, blockIdx;
+static Index threadIdx, blockIdx;
 
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) int4 { int x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
 static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
@@ -25,42 +30,208 @@ static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; 
 #define __global__
 #define __launch_bounds__(count)
 
-static pthread_barrier_t emulated_barrier;
-static inline void __syncthreads() { pthread_barrier_wait(&emulated_barrier); }
+[[noreturn]] static void fail(const char *what) {
+  std::fprintf(stderr, "emulator: %s (block %d %d, thread %d)\n", what, blockIdx.x, blockIdx.y, threadIdx.x);
+  std::abort();  // a GPU faults or hangs here
+}
 
+// Threads.
+
+constexpr int WARP = 32;
+constexpr size_t STACK_BYTES = 1 << 16;
+enum Wait { NOTHING, BLOCK, MULTIPLY, LOAD, END };
 struct Copy { void *to; const void *from; int bytes; };
-static thread_local std::vector<Copy> open_copies;
-static thread_local std::deque<std::vector<Copy>> groups;
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(STACK_BYTES);
+  Wait waits = NOTHING;
+  void *to;             // of the instruction that the warp executes together
+  const void *from[2];
+  unsigned (*widen)(unsigned short);
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> groups;
+};
+static std::vector<Fiber> fibers;
+static std::function<void()> emulated_kernel;
+static ucontext_t scheduler;
+static int current;
+static std::mt19937 draw;
 
-static inline void fxprune_copy4(void *to, const void *from) { open_copies.push_back({to, from, 4}); }
-static inline void fxprune_copy8(void *to, const void *from) { open_copies.push_back({to, from, 8}); }
-static inline void fxprune_copy16(void *to, const void *from) { open_copies.push_back({to, from, 16}); }
-static inline void fxprune_commit() { groups.push_back(std::move(open_copies)); open_copies.clear(); }
+static void wait_for(Wait what) {
+  fibers[current].waits = what;
+  swapcontext(&fibers[current].context, &scheduler);
+}
+static void run_fiber() {
+  emulated_kernel();
+  wait_for(END);
+}
+static inline void __syncthreads() { wait_for(BLOCK); }
+
+// Asynchronous copies.
+
+static inline void finish(const Copy &copy) { std::memcpy(copy.to, copy.from, copy.bytes); }
+static inline void start(void *to, const void *from, int bytes) {
+  if ((size_t)to % bytes || (size_t)from % bytes) fail("a copy is not aligned");
+  const Copy copy = {to, from, bytes};
+  if (draw() % 2) finish(copy);
+  else fibers[current].open.push_back(copy);
+}
+static inline void fxprune_copy4(void *to, const void *from) { start(to, from, 4); }
+static inline void fxprune_copy8(void *to, const void *from) { start(to, from, 8); }
+static inline void fxprune_copy16(void *to, const void *from) { start(to, from, 16); }
+static inline void fxprune_move2(void *to, const void *from) { std::memcpy(to, from, 2); }
+static inline void fxprune_commit() {
+  Fiber &fiber = fibers[current];
+  fiber.groups.push_back(std::move(fiber.open));
+  fiber.open.clear();
+}
 static inline void emulate_wait(size_t left) {
-  for (; groups.size() > left; groups.pop_front())
-    for (const Copy &copy : groups.front()) {
-      if ((size_t)copy.to % copy.bytes || (size_t)copy.from % copy.bytes) abort();  // a GPU faults here
-      std::memcpy(copy.to, copy.from, copy.bytes);
-    }
+  for (auto &groups = fibers[current].groups; groups.size() > left; groups.pop_front())
+    for (const Copy &copy : groups.front()) finish(copy);
 }
 static inline void fxprune_wait0() { emulate_wait(0); }
 static inline void fxprune_wait1() { emulate_wait(1); }
 static inline void fxprune_wait2() { emulate_wait(2); }
+static inline void fxprune_wait3() { emulate_wait(3); }
 
+// Cells of 16 bits.
+
+template <typename To, typename From>
+static inline To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+static unsigned widen_bf16(unsigned short cell) { return (unsigned)cell << 16; }
+static unsigned short narrow_bf16(float x) {
+  const unsigned all = bits<unsigned>(x);
+  if (x != x) return 0x7fff;
+  return (all + 0x7fff + (all >> 16 & 1)) >> 16;
+}
+static unsigned widen_f16(unsigned short cell) {
+  const int exponent = cell >> 10 & 31, fraction = cell & 1023;
+  float size = exponent == 0    ? std::ldexp((float)fraction, -24)
+               : exponent == 31 ? (fraction ? NAN : INFINITY)
+                                : std::ldexp((float)(fraction + 1024), exponent - 25);
+  return bits<unsigned>(cell & 0x8000 ? -size : size);
+}
+static unsigned short narrow_f16(float x) {
+  const unsigned short sign = std::signbit(x) ? 0x8000 : 0;
+  if (x != x) return 0x7fff;
+  const double size = std::fabs((double)x);
+  if (size >= 65520) return sign | 0x7c00;
+  int exponent = std::max(size ? std::ilogb(size) : -14, -14);
+  const int steps = (int)std::nearbyint(std::ldexp(size, 10 - exponent));  // to even, as the processor starts with
+  return sign | (unsigned short)(((exponent + 14) << 10) + steps);          // a carry goes into the exponent
+}
+#define CELLS(type)                                                                                             \
+  static inline void fxprune_read1_##type(float *to, const void *from) {                                        \
+    to[0] = bits<float>(widen_##type(*(const unsigned short *)from));                                           \
+  }                                                                                                             \
+  static inline void fxprune_read2_##type(float *to, const void *from) {                                        \
+    if ((size_t)from % 4) fail("a pair is not aligned");                                                        \
+    for (int i = 0; i < 2; ++i) to[i] = bits<float>(widen_##type(((const unsigned short *)from)[i]));           \
+  }                                                                                                             \
+  static inline void fxprune_write1_##type(void *to, float x) { *(unsigned short *)to = narrow_##type(x); }     \
+  static inline void fxprune_write2_##type(void *to, float low, float high) {                                   \
+    if ((size_t)to % 4) fail("a pair is not aligned");                                                          \
+    ((unsigned short *)to)[0] = narrow_##type(low), ((unsigned short *)to)[1] = narrow_##type(high);            \
+  }                                                                                                             \
+  static inline void fxprune_multiply_##type(float *d, const unsigned *a, const unsigned *b) {                  \
+    Fiber &fiber = fibers[current];                                                                             \
+    fiber.to = d, fiber.from[0] = a, fiber.from[1] = b, fiber.widen = widen_##type;                             \
+    wait_for(MULTIPLY);                                                                                         \
+  }
+CELLS(bf16)
+CELLS(f16)
+
+// What a warp does together; fragments as the PTX ISA has them in "Matrix Fragments for mma.m16n8k16" and "ldmatrix".
+
+static inline void fxprune_load_transposed(unsigned *to, const void *from) {
+  Fiber &fiber = fibers[current];
+  fiber.to = to, fiber.from[0] = from;
+  wait_for(LOAD);
+}
+static float cell_of(const Fiber &fiber, int operand, int number) {  // 0 is the lower half of the first register
+  const unsigned both = ((const unsigned *)fiber.from[operand])[number / 2];
+  return bits<float>(fiber.widen(number % 2 ? both >> 16 : both & 0xffff));
+}
+static void multiply(Fiber *warp) {
+  double a[16][16], b[16][8], d[16][8];
+  for (int lane = 0; lane < WARP; ++lane) {
+    const int group = lane >> 2, within = lane % 4;
+    for (int i = 0; i < 8; ++i) {
+      const int row = i < 2 || (i >= 4 && i < 6) ? group : group + 8;
+      const int column = within * 2 + (i & 1) + (i >= 4 ? 8 : 0);
+      a[row][column] = cell_of(warp[lane], 0, i);
+    }
+    for (int i = 0; i < 4; ++i) b[within * 2 + (i & 1) + (i >= 2 ? 8 : 0)][group] = cell_of(warp[lane], 1, i);
+  }
+  for (int row = 0; row < 16; ++row)
+    for (int column = 0; column < 8; ++column) {
+      d[row][column] = 0;
+      for (int k = 0; k < 16; ++k) d[row][column] += a[row][k] * b[k][column];
+    }
+  for (int lane = 0; lane < WARP; ++lane)
+    for (int i = 0; i < 4; ++i)
+      ((float *)warp[lane].to)[i] += (float)d[(lane >> 2) + (i < 2 ? 0 : 8)][lane % 4 * 2 + (i & 1)];
+}
+static void load_transposed(Fiber *warp) {
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const unsigned short *rows[8];
+    for (int row = 0; row < 8; ++row) {
+      rows[row] = (const unsigned short *)warp[matrix * 8 + row].from[0];
+      if ((size_t)rows[row] % 16) fail("a row of ldmatrix is not aligned");
+    }
+    // Without .trans thread t has row t / 4, cells 2 * (t % 4) and the next; with it rows and columns change places.
+    for (int lane = 0; lane < WARP; ++lane)
+      ((unsigned *)warp[lane].to)[matrix] =
+          rows[lane % 4 * 2][lane / 4] | (unsigned)rows[lane % 4 * 2 + 1][lane / 4] << 16;
+  }
+}
+
+// Blocks.
+
+static bool all_wait(const Fiber *first, int count, Wait what) {
+  return std::all_of(first, first + count, [=](const Fiber &fiber) { return fiber.waits == what; });
+}
+static void release(Fiber *first, int count) {
+  for (int i = 0; i < count; ++i) first[i].waits = NOTHING;
+}
+static void run_block(int threads) {
+  std::vector<int> order(threads);
+  std::iota(order.begin(), order.end(), 0);
+  for (Fiber &fiber : fibers) {
+    fiber.waits = NOTHING, fiber.open.clear(), fiber.groups.clear();
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data(), fiber.context.uc_stack.ss_size = STACK_BYTES;
+    makecontext(&fiber.context, run_fiber, 0);
+  }
+  while (!all_wait(fibers.data(), threads, END)) {
+    bool moved = false;
+    std::shuffle(order.begin(), order.end(), draw);
+    for (int thread : order)
+      if (fibers[thread].waits == NOTHING) {
+        current = thread, threadIdx = {thread, 0, 0}, moved = true;
+        swapcontext(&scheduler, &fibers[thread].context);
+      }
+    for (Fiber *warp = fibers.data(); warp + WARP <= fibers.data() + threads; warp += WARP) {
+      if (all_wait(warp, WARP, MULTIPLY)) multiply(warp), release(warp, WARP), moved = true;
+      if (all_wait(warp, WARP, LOAD)) load_transposed(warp), release(warp, WARP), moved = true;
+    }
+    if (all_wait(fibers.data(), threads, BLOCK)) release(fibers.data(), threads), moved = true;
+    if (!moved) fail("threads wait for each other for ever");
+  }
+}
 template <typename Kernel>
 static void emulate(int blocks_x, int blocks_y, int threads, Kernel kernel) {
-  pthread_barrier_init(&emulated_barrier, nullptr, threads);
-  std::vector<std::thread> running;
-  for (int thread = 0; thread < threads; ++thread)
-    running.emplace_back([=] {
-      threadIdx = {thread, 0, 0};
-      for (int block = 0; block < blocks_x * blocks_y; ++block) {
-        blockIdx = {block % blocks_x, block / blocks_x, 0};
-        kernel();
-        groups.clear();
-        __syncthreads();  // the next block has this one's shared memory
-      }
-    });
-  for (std::thread &thread : running) thread.join();
-  pthread_barrier_destroy(&emulated_barrier);
+  draw.seed(threads);
+  fibers = std::vector<Fiber>(threads);
+  emulated_kernel = kernel;
+  for (int block = 0; block < blocks_x * blocks_y; ++block) {
+    blockIdx = {block % blocks_x, block / blocks_x, 0};
+    run_block(threads);
+  }
+  fibers.clear();
 }

@@ -1,10 +1,11 @@
-"""The CUDA text itself on a CPU: compiled by the C++ compiler, a system thread for each thread of a block."""
+"""The CUDA text itself on a CPU: compiled by the C++ compiler, a fiber for each thread of a block."""
 
 from __future__ import annotations
 
 import ctypes
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -49,15 +50,19 @@ class Emulator:
         self._parameters = source.parameters
         text, output = folder / "emulated.cc", folder / "emulated.so"
         text.write_text(_to_cpp(source.text))
-        options = ["-O1", "-std=c++17", "-fno-strict-aliasing", "-shared", "-fPIC", "-pthread", "-w"]
+        options = ["-O1", "-std=c++17", "-fno-strict-aliasing", "-shared", "-fPIC", "-w"]
         subprocess.run([*_find_compiler(), *options, "-o", str(output), str(text)], check=True)
         self._library = ctypes.CDLL(str(output))
 
     def run(self, name: str, kernel: CudaKernel, tensors: dict[str, torch.Tensor]) -> None:
         """Launch a kernel; tensors besides its packed arrays by name."""
         constants = {key: torch.from_numpy(array) for key, array in kernel.arrays.items()}
-        everything = constants | tensors
-        pointers = [ctypes.c_void_p(everything[key].data_ptr()) for key in self._parameters[name]]
+        self.launch(name, kernel.grid, kernel.schedule.threads, constants | tensors)
+
+    def launch(
+        self, name: str, blocks: tuple[int, int, int], threads: int, tensors: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Launch a kernel with all its arguments by name."""
+        pointers = [ctypes.c_void_p(tensors[key].data_ptr()) for key in self._parameters[name]]
         arguments = (ctypes.c_void_p * len(pointers))(*pointers)
-        x, y, _ = kernel.grid
-        getattr(self._library, f"run_{name}_kernel")(x, y, kernel.schedule.threads, arguments)
+        getattr(self._library, f"run_{name}_kernel")(blocks[0], blocks[1], threads, arguments)

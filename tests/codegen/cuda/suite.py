@@ -14,9 +14,10 @@ from fxprune.codegen.build import Library
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.cuda.columns import Form
 from fxprune.codegen.cuda.kernel import CudaKernel, make_kernel
+from fxprune.codegen.cuda.tensor_tile import AnySchedule
 from fxprune.codegen.cuda.tile import ColumnsSchedule
 from fxprune.codegen.target import parse_target
-from fxprune.codegen.workload import ConvShape, Layout, Workload
+from fxprune.codegen.workload import CellType, ConvShape, Layout, Workload
 from tests.codegen.suite import (
     TOLERANCE,
     Case,
@@ -46,10 +47,12 @@ class CudaCase:
     Attributes:
         layer: The layer, its epilogue and its halos.
         schedule: Options of the kernel.
+        cells: Type of its activations' cells.
     """
 
     layer: Case
-    schedule: ColumnsSchedule
+    schedule: AnySchedule
+    cells: CellType = "float32"
 
     @property
     def shape(self) -> ConvShape:
@@ -65,15 +68,17 @@ class CudaCase:
         """Place the tensors."""
         case, shape = self.layer, self.layer.shape
         around = shape.padding if case.x_halo is None else case.x_halo
-        x = Layout("chwn", shape.batch, shape.channels_in, shape.spatial_in, around)
-        y = Layout("chwn", shape.batch, shape.channels_out, shape.spatial_out, case.y_halo)
+        x = Layout("chwn", shape.batch, shape.channels_in, shape.spatial_in, around, self.cells)
+        y = Layout("chwn", shape.batch, shape.channels_out, shape.spatial_out, case.y_halo, self.cells)
         residual = replace(y, halo=case.residual_halo) if case.residual else None
         return Workload(shape, x, y, residual, case.activation, case.activation_args, 1)
 
 
-def cuda_case(shape: ConvShape, schedule: ColumnsSchedule, pattern: RowGroupPattern, **options: Any) -> CudaCase:
+def cuda_case(
+    shape: ConvShape, schedule: AnySchedule, pattern: RowGroupPattern, cells: CellType = "float32", **options: Any
+) -> CudaCase:
     """Return a case; options are fields of `Case`."""
-    return CudaCase(Case(shape, _NO_CPU, pattern, **options), schedule)
+    return CudaCase(Case(shape, _NO_CPU, pattern, **options), schedule, cells)
 
 
 def make(case: CudaCase, tensors: Tensors) -> CudaKernel:

@@ -14,15 +14,26 @@ from fxprune.codegen.cuda.build import CudaLibrary, build_library, write_sources
 from fxprune.codegen.cuda.nvcc import DeviceCode, compile_cuda, find_nvcc, read_resources
 from fxprune.codegen.cuda.schedules import TILES
 from fxprune.codegen.cuda.target import ARCHITECTURES
+from fxprune.codegen.cuda.tensor_schedules import TENSOR_TILES
+from fxprune.codegen.cuda.tensor_tile import TensorSchedule, find_tensor_fault
 from fxprune.codegen.cuda.tile import ColumnsSchedule
+from fxprune.codegen.workload import CellType
 from fxprune.errors import ArtifactError, CodegenError
 from tests.codegen.cuda.suite import SMALL, cuda_case, make
-from tests.codegen.suite import conv, draw_pattern, draw_tensors, halo
+from tests.codegen.suite import conv, draw_pattern, draw_tensors, full_pattern, halo
 
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="needs nvcc, of the CUDA toolkit; no GPU")
 
 _MOST_REGISTERS = 128
 """Registers of a thread with which four thread blocks of 128 threads fit a multiprocessor."""
+
+_REGISTERS, _LARGEST_THREAD = 65536, 255
+"""Registers of a multiprocessor, and the most that a thread can have."""
+
+_LEAST_SHARED_BYTES, _RESERVED_BYTES = 102400, 1024
+"""Shared memory of a multiprocessor of sm_86 and sm_89, and what every thread block takes of it besides its own."""
+
+_AROUND = halo((1, 1), (1, 1))
 
 _ELF = b"\x7fELF"
 
@@ -71,6 +82,60 @@ def test_every_architecture_compiles_every_epilogue(arch: str) -> None:
     library = build_library({name: _script(name, TILES[0], 2, name) for name in names}, arch)
     assert {function.resources.spill_bytes for function in library.functions.values()} == {0}
     assert {part.arch for part in library.parts} == {arch}
+
+
+def _tensor_script(name: str, schedule: TensorSchedule, cells: CellType, batch: int) -> str:
+    shape = conv(16, 64, (14, 14), 3, padding=1, batch=batch)
+    around = halo((1, 1), (1, 1))
+    case = cuda_case(
+        shape, schedule, draw_pattern(shape, (32,)), cells, residual=True, activation="relu", y_halo=around
+    )
+    return make(case, draw_tensors(case.layer, name)).script(name)
+
+
+def _check_tensor_tiles(library: CudaLibrary) -> None:
+    for name, function in library.functions.items():
+        tile, found = TENSOR_TILES[int(name.split("_")[1])], function.resources
+        assert (found.spill_bytes, found.stack_bytes) == (0, 0), name
+        assert 0 < found.registers <= _most_registers(tile), name
+        assert found.shared_bytes == tile.shared_bytes
+
+
+def _most_registers(tile: TensorSchedule) -> int:
+    """Return how many registers let as many thread blocks work at once as the least shared memory does, sm_86's."""
+    blocks = _LEAST_SHARED_BYTES // (tile.shared_bytes + _RESERVED_BYTES)
+    return min(_LARGEST_THREAD, _REGISTERS // (blocks * tile.threads))
+
+
+@needs_nvcc
+def test_default_tiles_on_tensor_cores_spill_no_register() -> None:
+    texts = {f"t_{n}": _tensor_script(f"t_{n}", tile, "bfloat16", 8) for n, tile in enumerate(TENSOR_TILES)}
+    _check_tensor_tiles(build_library(texts, "sm_90a"))
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_compiles_every_tile_on_tensor_cores(arch: str) -> None:
+    cells: tuple[CellType, ...] = ("bfloat16", "float16")
+    texts = {}
+    for number, tile in enumerate(TENSOR_TILES):
+        for batch in (1, 2, 8):
+            name = f"t_{number}_batch_{batch}"
+            case = cuda_case(s := conv(1, 1, (1, 1), batch=batch), tile, full_pattern(s), "bfloat16", x_halo=_AROUND)
+            if find_tensor_fault(case.workload(), tile) is None:
+                texts[name] = _tensor_script(name, tile, cells[number % 2], batch)
+    _check_tensor_tiles(build_library(texts, arch))
+
+
+def test_products_copies_and_fetches_are_what_a_gpu_has() -> None:
+    text = _tensor_script("k", TENSOR_TILES[1], "float16", 8)
+    source = write_sources([{"k": text}], "sm_80")[0].text
+    assert "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32" in source
+    assert "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16" in source
+    assert "cp.async.cg.shared.global [%0], [%1], 16;" in source
+    assert source.count("__syncthreads") == 1
+    assert "bf16" not in source
 
 
 def test_arguments_are_named_in_the_order_of_the_kernel() -> None:

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fxprune.codegen.cuda.schedules import (
-    TILES,
-    _block_steps,
-    find_candidates,
-    floor_us,
-    predict_dense_us,
-    predict_us,
-)
+from fxprune.codegen.cuda.costs import count_steps, floor_us
+from fxprune.codegen.cuda.schedules import TILES, find_candidates, predict_dense_us, predict_us
 from fxprune.codegen.cuda.target import read_cuda_target
 from fxprune.codegen.cuda.tile import LARGEST_GRID_Y, find_schedule_fault
 from fxprune.codegen.workload import ConvShape, Workload
@@ -77,7 +71,7 @@ def test_the_steps_are_those_of_the_table() -> None:
     pattern = draw_pattern(shape, (20, 7), 0.3, left_out=9)
     case = cuda_case(shape, SMALL, pattern)
     kernel = make(case, draw_tensors(case.layer, "steps"))
-    assert sorted(_block_steps(pattern, SMALL)) == sorted(kernel.table.steps)
+    assert sorted(count_steps(pattern, SMALL)) == sorted(kernel.table.steps)
 
 
 def test_a_grid_too_long_for_one_order_takes_the_other() -> None:

@@ -16,7 +16,7 @@ def test_every_architecture_is_read(arch: str) -> None:
 
 
 def test_peaks_are_those_of_the_data_sheets() -> None:
-    found = {arch: read_cuda_target({"kind": "cuda", "arch": arch}).peak_gflops for arch in ARCHITECTURES}
+    found = {arch: read_cuda_target({"kind": "cuda", "arch": arch}).peak_gflops("float32") for arch in ARCHITECTURES}
     wanted = {"sm_80": 19.5e3, "sm_86": 35.6e3, "sm_89": 82.6e3, "sm_90a": 66.9e3}
     assert found == pytest.approx(wanted, rel=0.01)
 

@@ -12,6 +12,7 @@ from fxprune import CompiledModule
 from fxprune.codegen.build import Library
 from fxprune.codegen.cuda.driver import Grid
 from fxprune.codegen.target import parse_target
+from fxprune.errors import UnsupportedError
 from fxprune.lowering.cuda.program import CudaProgram
 
 ORDER = ("X", "W", "OFF", "BEGIN", "STEPS", "BASE", "ROWS", "BIAS", "Y", "RES")
@@ -35,6 +36,15 @@ class TwinDevice:
     def running(self) -> AbstractContextManager[None]:
         """Nothing has to be made ready."""
         return nullcontext()
+
+    def is_recording(self) -> bool:
+        """A CPU records nothing."""
+        return False
+
+    def record(self, run: Callable[[], list[object]]) -> tuple[Callable[[], None], list[object]]:
+        """Refuse: a CPU records nothing."""
+        del run
+        raise UnsupportedError("a CPU has no graphs.")
 
     def bind(self, name: str, grid: Grid, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
         """Return a call of a twin."""
