@@ -19,12 +19,6 @@ from tests.networks import apply_masks, randomise_norms
 torchvision = pytest.importorskip("torchvision")
 
 
-@pytest.fixture
-def all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let dense torch look slow."""
-    monkeypatch.setattr("fxprune.lowering.cuda.select.predict_dense_us", lambda *_: 1e9)
-
-
 @pytest.fixture(autouse=True)
 def strict(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep torch's own layers in strict float32."""

@@ -21,6 +21,8 @@ from tests.lowering.cuda.twin import program_of, tie_to_twin
 from tests.networks import Function, randomise_norms
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("all_kernels")
+
 ARCH = {"kind": "cuda", "arch": "sm_90a"}
 X = torch.linspace(-2, 2, 2 * 3 * 12 * 12).sin().reshape(2, 3, 12, 12)
 CODE = b"\x7fELF stands for machine code"
@@ -42,12 +44,6 @@ def network() -> tuple[nn.Module, Masks]:
         classifier=nn.Linear(32, 10),
     )
     return randomise_norms(model.eval()), draw_masks(model, row_groups(16))
-
-
-@pytest.fixture(autouse=True)
-def all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let dense torch look slow."""
-    monkeypatch.setattr("fxprune.lowering.cuda.select.predict_dense_us", lambda *_: 1e9)
 
 
 def _no_build(scripts: object, arch: str) -> CudaLibrary:

@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import fxprune
 from fxprune import CompiledModule, backend_cuda
-from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.errors import ArtifactError, UnsupportedError
 from fxprune.lowering.cuda.lower import lower
 from fxprune.lowering.cuda.program import CudaProgram
@@ -35,19 +34,9 @@ from tests.compiling import (
 from tests.lowering.cuda.twin import TwinDevice, program_of, tie_to_twin
 from tests.networks import Function, randomise_norms
 
+pytestmark = pytest.mark.usefixtures("no_nvcc")
+
 ARCH = {"kind": "cuda", "arch": "sm_90a"}
-
-
-@pytest.fixture(autouse=True)
-def no_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the machine code out: the twins run."""
-    monkeypatch.setattr("fxprune.lowering.cuda.lower.build_or_find", lambda _, arch: CudaLibrary(arch, (), {}))
-
-
-@pytest.fixture
-def all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let dense torch look slow."""
-    monkeypatch.setattr("fxprune.lowering.cuda.select.predict_dense_us", lambda *_: 1e9)
 
 
 def compile_on_twin(model: nn.Module, masks: Mapping[str, torch.Tensor] | None, *inputs: object) -> CompiledModule:

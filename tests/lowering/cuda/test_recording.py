@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.errors import UnsupportedError
 from fxprune.lowering.cuda.recording import Recording
 from tests.compiling import TOLERANCE, draw_masks, largest_difference, row_groups, run_masked
@@ -154,9 +153,8 @@ def test_a_run_without_memory_for_more_is_not_recorded() -> None:
     assert recording.reason == "CUDA out of memory"
 
 
-def test_a_whole_program_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.lowering.cuda.lower.build_or_find", lambda _, arch: CudaLibrary(arch, (), {}))
-    monkeypatch.setattr("fxprune.lowering.cuda.select.predict_dense_us", lambda *_: 1e9)
+@pytest.mark.usefixtures("no_nvcc", "all_kernels")
+def test_a_whole_program_is_replayed() -> None:
     make, shape = MODELS["chain"]
     model, x = make(), torch.randn(shape)
     masks = draw_masks(model, row_groups(16, 0.4))

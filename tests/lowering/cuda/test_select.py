@@ -10,20 +10,15 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.codegen.workload import Layout
 from fxprune.lowering.cuda.plan import Interval, plan_buffers
 from fxprune.report import CompileReport, LayerReport
 from tests.compiling import Layers, Mask, draw_masks, everything, row_groups
 from tests.networks import Function
 
+pytestmark = pytest.mark.usefixtures("no_nvcc")
+
 ARCH = {"kind": "cuda", "arch": "sm_90a"}
-
-
-@pytest.fixture(autouse=True)
-def no_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the choice matters here."""
-    monkeypatch.setattr("fxprune.lowering.cuda.lower.build_or_find", lambda _, arch: CudaLibrary(arch, (), {}))
 
 
 def report_of(model: nn.Module, x: torch.Tensor, *kinds: Mask) -> CompileReport:

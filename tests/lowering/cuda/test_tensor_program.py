@@ -13,31 +13,18 @@ from torch import fx, nn
 
 import fxprune
 from fxprune import backend_cuda
-from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.codegen.cuda.tensor_tile import TensorSchedule
 from fxprune.lowering.cuda.lower import lower
 from fxprune.lowering.cuda.program import CudaProgram
 from tests.compiling import QUICK, Masks, draw_masks, kernels, largest_difference, row_groups, run_masked, shuffled
 from tests.lowering.cuda.emulated import tie_to_emulator
-from tests.lowering.cuda.test_program import MODELS
+from tests.lowering.cuda.test_program import ARCH, MODELS
 from tests.lowering.cuda.twin import program_of
 from tests.networks import apply_masks
 
-ARCH = {"kind": "cuda", "arch": "sm_90a"}
+pytestmark = pytest.mark.usefixtures("no_nvcc")
 MORE_THAN_DENSE = 1.25
 """Largest error as a multiple of dense torch's in the same type."""
-
-
-@pytest.fixture(autouse=True)
-def no_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the machine code out: the text runs."""
-    monkeypatch.setattr("fxprune.lowering.cuda.lower.build_or_find", lambda _, arch: CudaLibrary(arch, (), {}))
-
-
-@pytest.fixture
-def all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let dense torch look slow."""
-    monkeypatch.setattr("fxprune.lowering.cuda.select.predict_dense_us", lambda *_: 1e9)
 
 
 def draw_model(name: str, kind: torch.dtype) -> tuple[nn.Module, Masks, torch.Tensor]:
