@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fxprune.annotation import IndexArray, RowGroupPattern
 from fxprune.codegen.cpu import pixels, rows
+from fxprune.codegen.cpu.ahead import ahead_cells
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, build_depthwise_kernel, pack_depthwise
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import Float32Array, PackedWeight, pack
@@ -35,6 +36,7 @@ class LayerKernel:
         arrays: Arguments between the input and the output, in the kernel's order.
         scratch_cells: float32 cells of scratch that the kernel needs; 0 = it takes none.
         channel_map: Position of each output channel in the output buffer, [O]; None = in order.
+        cut: First unit (block-major, tile-minor) of every thread, [threads + 1]; None for a depthwise layer.
     """
 
     work: Workload
@@ -43,6 +45,7 @@ class LayerKernel:
     arrays: tuple[NDArray[np.generic], ...]
     scratch_cells: int
     channel_map: IndexArray | None
+    cut: IndexArray | None
     _vector_rows: tuple[bool, bool]
 
     @property
@@ -54,6 +57,43 @@ class LayerKernel:
     def size_bytes(self) -> int:
         """Bytes of the stored weight and its indices."""
         return sum(array.nbytes for array in self.arrays) if self.packed is None else self.packed.size_bytes
+
+    @property
+    def computed_pixels(self) -> int:
+        """Output positions that the kernel computes, wasted ones included."""
+        if isinstance(self.schedule, RowsSchedule):
+            return rows.computed_pixels(self.work, self.schedule.tile)
+        assert not isinstance(self.schedule, DepthwiseSchedule)
+        return pixels.computed_pixels(self.work, self.schedule)
+
+    def thread_blocks(self, thread: int) -> tuple[int, int]:
+        """Return the first block whose values a thread reads, and one past the last."""
+        assert self.packed is not None
+        assert self.cut is not None
+        assert not isinstance(self.schedule, DepthwiseSchedule)
+        by_rows = isinstance(self.schedule, RowsSchedule)
+        if self.schedule.split == "pixels" or (not by_rows and self.work.shape.batch >= self.work.threads):
+            return 0, self.packed.blocks
+        tiles = self._tiles()
+        return int(self.cut[thread]) // tiles, -(-int(self.cut[thread + 1]) // tiles)
+
+    def questions(self, thread: int) -> int:
+        """Count how often a thread asks for memory ahead (`cpu.ahead`)."""
+        assert self.cut is not None
+        assert self.packed is not None
+        if not isinstance(self.schedule, RowsSchedule):
+            assert not isinstance(self.schedule, DepthwiseSchedule)
+            return pixels.questions(self.work, self.schedule, self.thread_blocks(thread), thread)
+        if self.schedule.split == "blocks":
+            return int(self.cut[thread + 1] - self.cut[thread])
+        tiles, threads = self._tiles(), self.work.threads
+        return (tiles * (thread + 1) // threads - tiles * thread // threads) * self.packed.blocks
+
+    def _tiles(self) -> int:
+        if isinstance(self.schedule, RowsSchedule):
+            return rows.tiles_of(self.work, self.schedule.tile)
+        assert not isinstance(self.schedule, DepthwiseSchedule)
+        return pixels.tiles_of(self.work, self.schedule)
 
     def script(self, name: str) -> str:
         """Return the TVMScript of the function under a global symbol."""
@@ -105,7 +145,7 @@ def make_kernel(
         )
     if isinstance(schedule, DepthwiseSchedule):
         taps = pack_depthwise(work, schedule, weight, bias)
-        return LayerKernel(work, schedule, None, taps, 0, None, (False, False))
+        return LayerKernel(work, schedule, None, taps, 0, None, None, (False, False))
     packed = pack(weight, stored_pattern(pattern, schedule, work.shape.groups), schedule.height)
     offsets = _offsets(work, schedule, packed, input_map)
     _check_sizes(work, packed, offsets)
@@ -113,11 +153,13 @@ def make_kernel(
     values = packed.values if packed.values.size else np.zeros(1, np.float32)
     offsets = offsets if offsets.size else np.zeros(1, np.int32)
     head = (values, offsets, packed.begin, packed.length, packed.base)
+    ahead = np.zeros(ahead_cells(work.threads), np.int32)
     if not isinstance(schedule, RowsSchedule):
         units = pixels.tiles_of(work, schedule)
         cells = pixels.scratch_cells(work, schedule.lanes)
-        lists = (*head, packed.rows, packed.count, lane_bias, _cuts(packed, units, work.threads))
-        return LayerKernel(work, schedule, packed, lists, cells, None, (False, False))
+        cut = _cuts(packed, units, work.threads)
+        lists = (*head, packed.rows, packed.count, lane_bias, cut, ahead)
+        return LayerKernel(work, schedule, packed, lists, cells, None, cut, (False, False))
     tiles = rows.tiles_of(work, schedule.tile)
     cut = _cuts(packed, tiles, work.threads)
     if group_order:
@@ -125,8 +167,8 @@ def make_kernel(
     else:
         first, positions = first_channels(packed, work, schedule, tiles, cut), None
     kinds = (bool((first >= 0).any()), bool((first < 0).any()))
-    arrays = (*head, packed.rows, packed.count, first, lane_bias, cut)
-    return LayerKernel(work, schedule, packed, arrays, 0, positions, kinds)
+    arrays = (*head, packed.rows, packed.count, first, lane_bias, cut, ahead)
+    return LayerKernel(work, schedule, packed, arrays, 0, positions, cut, kinds)
 
 
 def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map: IndexArray | None) -> IndexArray:
@@ -163,6 +205,7 @@ class BoundKernel:
     """A built function with all its arrays; called with the tensors that change, it runs without further work.
 
     Attributes:
+        kernel: Its layer.
         arrays: The packed arrays as torch tensors, kept alive for the function.
         function: The built function.
         arguments: Its arguments; None for a buffer that every call brings.
@@ -189,7 +232,7 @@ class BoundKernel:
             scratch: Flat scratch of at least `kernel.scratch_cells` cells, or None.
             pool: Where the packed arrays are copied to, `kernel.pool_cells` of it; None = a pool of their own.
         """
-        self.function = function
+        self.function, self.kernel = function, kernel
         pool = pool or Pool(kernel.pool_cells)
         self.arrays = tuple(pool.copy(torch.from_numpy(array)) for array in kernel.arrays)
         middle = [tvm_ffi.from_dlpack(array) for array in self.arrays]

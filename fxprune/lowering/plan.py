@@ -215,6 +215,7 @@ class Interval:
 
 def plan_memory(intervals: Sequence[Interval]) -> tuple[list[int], int]:
     """Place buffers in one arena, largest first: in the smallest slot that is free while they are alive, or a new one.
+    Of slots of one size the one that was in use most recently is taken: its memory is still in the cache.
 
     All buffers of a slot have the same middle. Threads share the pixels of a layer in order, so with two of them each
     keeps to its own half of a slot; memory that another core has just written costs that core's cache a visit, which
@@ -227,7 +228,9 @@ def plan_memory(intervals: Sequence[Interval]) -> tuple[list[int], int]:
     for index in sorted(range(len(intervals)), key=lambda index: (-intervals[index].cells, index)):
         free = [slot for slot in slots if not any(_overlap(intervals[index], intervals[other]) for other in slot)]
         if free:
-            free[-1].append(index)
+            least = min(intervals[slot[0]].cells for slot in free)
+            smallest = [slot for slot in free if intervals[slot[0]].cells == least]
+            min(smallest, key=lambda slot: _idle(intervals[index], [intervals[other] for other in slot])).append(index)
         else:
             slots.append([index])
     places, size = [0] * len(intervals), 0
@@ -237,6 +240,11 @@ def plan_memory(intervals: Sequence[Interval]) -> tuple[list[int], int]:
             places[index] = size + (largest - rounded(intervals[index].cells)) // 2 // LINE_CELLS * LINE_CELLS
         size += largest
     return places, size
+
+
+def _idle(one: Interval, others: Sequence[Interval]) -> int:
+    """Return for how many nodes a slot lies idle before or after one of its buffers, whichever is less."""
+    return min(max(other.first - one.last, one.first - other.last) for other in others)
 
 
 def _overlap(one: Interval, other: Interval) -> bool:

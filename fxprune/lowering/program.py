@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from fxprune.codegen.ahead import look_ahead
 from fxprune.codegen.build import Library
 from fxprune.codegen.cpu.pool import PoolWorkload, build_pool_kernel
 from fxprune.codegen.cpu.stage import build_stage_kernel
@@ -286,6 +287,7 @@ def _bind_kernels(
     library: Library | None,
 ) -> None:
     pool = Pool(sum(item.kernel.pool_cells for item in lowered.values()))
+    kernels: list[BoundKernel] = []
     for node, item in lowered.items():
         assert library is not None
         layer, placement = cases[node].layer, item.placement
@@ -301,6 +303,8 @@ def _bind_kernels(
         residual_port = Port(work.residual, layer.kind, layer.dims) if needs_port and work.residual else None
         module = KernelModule(module_path(node), bound, output, x_port, residual_port)
         result.set_submodule(str(item.new.target), module)
+        kernels.append(bound)
+    look_ahead(kernels)
 
 
 def _bind_pools(

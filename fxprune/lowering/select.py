@@ -46,6 +46,10 @@ _EXCHANGE = 1.1
 """What a kernel whose threads share blocks must be faster by than one whose threads share pixels: the next layer then
 reads half of its input from another core's cache, which the kernel's own time does not show."""
 
+_PASSES = 5
+"""Times that all layers are measured over, one after another; the best counts. A virtual machine moves its cores apart
+and together within seconds, and the order of a layer's candidates differs between the two."""
+
 _COPY_GBPS = 8.0
 """Rate of a layout conversion, gigabytes read and written a second."""
 
@@ -156,8 +160,10 @@ def _measure(unique: Mapping[str, Trial], target: CpuTarget, known: Known | None
     flat = {key: [c for family in _FAMILIES for c in families[family]] for key, families in found.items()}
     rig, calls = build_trials([(trial, flat[key]) for key, trial in unique.items()], target)
     entries: dict[str, _Entry] = {}
-    for (key, trial), trials in zip(unique.items(), calls, strict=True):
-        *times, dense = time_calls([*trials, rig.dense(trial.case)])
+    ready = [[*trials, rig.dense(trial.case)] for trial, trials in zip(unique.values(), calls, strict=True)]
+    passes = [[time_calls(one) for one in ready] for _ in range(_PASSES)]
+    for (key, trial), timed in zip(unique.items(), zip(*passes, strict=True), strict=True):
+        *times, dense = (min(each) for each in zip(*timed, strict=True))
         entries[key] = _Entry(_fastest(found[key], flat[key], times), dense * 1e6, "measured")
         if known is not None and known.fills:
             known.add_trials(key, flat[key], times, dense)

@@ -41,3 +41,12 @@ def test_the_smallest_free_slot_is_taken() -> None:
     places, size = plan_memory([Interval(1600, 0, 1), Interval(160, 1, 1), Interval(96, 2, 3)])
     assert size == 1760
     assert places[2] == 1600 + 32
+
+
+def test_of_equal_slots_the_one_used_last_is_taken() -> None:
+    """Its memory is still in the cache."""
+    first, second = Interval(1600, 0, 3), Interval(1600, 3, 6)
+    places, _ = plan_memory([first, second, Interval(1500, 7, 8)])
+    assert abs(places[2] - places[1]) < 100
+    places, _ = plan_memory([second, first, Interval(1500, 7, 8)])
+    assert abs(places[2] - places[0]) < 100

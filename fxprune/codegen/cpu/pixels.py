@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from fxprune.annotation import IndexArray
+from fxprune.codegen.cpu.ahead import ahead_cells, ask_ahead, begin_asking
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.script import Script
 from fxprune.codegen.workload import Workload
@@ -163,12 +164,29 @@ def tiles_of(work: Workload, schedule: PixelsSchedule) -> int:
     return -(-lines // schedule.tile[0]) * -(-width // (schedule.tile[1] * schedule.lanes))
 
 
+def questions(work: Workload, schedule: PixelsSchedule, blocks: tuple[int, int], thread: int) -> int:
+    """Count how often a thread asks for memory ahead.
+
+    Args:
+        work: The layer.
+        schedule: Options.
+        blocks: First block of the thread, and one past its last, where threads share blocks; else all blocks.
+        thread: Which of the threads.
+    """
+    tiles, threads = tiles_of(work, schedule), work.threads
+    if work.shape.batch >= threads:
+        return len(range(thread, work.shape.batch, threads)) * (blocks[1] - blocks[0])
+    if schedule.split == "blocks":
+        return blocks[1] - blocks[0]
+    return tiles * (thread + 1) // threads - tiles * thread // threads
+
+
 def build_pixels_kernel(name: str, work: Workload, problem: PixelsProblem, schedule: PixelsSchedule) -> str:
     """Return the TVMScript of one layer.
 
-    Arguments of the function, all flat: x, values, offsets, begin, length, base, rows, count, bias, cut, scratch, y and
-    residual if there is one; `cut` holds the first unit (block-major, tile-minor) of every thread where the threads
-    share the blocks of an image.
+    Arguments of the function, all flat: x, values, offsets, begin, length, base, rows, count, bias, cut, ahead,
+    scratch, y and residual if there is one; `cut` holds the first unit (block-major, tile-minor) of every thread where
+    the threads share the blocks of an image.
 
     Raises:
         CodegenError: The tile is larger than an output image.
@@ -204,6 +222,7 @@ class _PixelsWriter:
             "COUNT": (problem.blocks, "int32"),
             "BIAS": (problem.blocks * self.schedule.rows, "float32"),
             "CUT": (threads + 1, "int32"),
+            "AHEAD": (ahead_cells(threads), "int32"),
             "S": (scratch_cells(work, self.schedule.lanes), "float32"),
             "Y": (work.y.numel, "float32"),
         }
@@ -220,17 +239,17 @@ class _PixelsWriter:
         """Each thread computes whole images with a scratch of its own."""
         batch, threads = self.work.shape.batch, self.work.threads
         image = f"(i * {threads} + t)"
-        with self.script.loops(
-            f"for t in T.parallel({threads})",
-            f"for i in T.serial({-(-batch // threads)})",
-            f"if {image} < {batch}",
-        ):
-            base = f"t * {self.scratch.cells}"
-            if self.scratch.cells:
-                with self.script.block(f"for c in T.serial({self.work.shape.channels_in})"):
-                    self._pack("c", image, base)
-            with self.script.loops(f"for b in T.serial({self.problem.blocks})", f"for tile in T.serial({self.tiles})"):
-                self._tile(image, base)
+        base = f"t * {self.scratch.cells}"
+        with self.script.block(f"for t in T.parallel({threads})"):
+            begin_asking(self.script)
+            with self.script.loops(f"for i in T.serial({-(-batch // threads)})", f"if {image} < {batch}"):
+                if self.scratch.cells:
+                    with self.script.block(f"for c in T.serial({self.work.shape.channels_in})"):
+                        self._pack("c", image, base)
+                with self.script.block(f"for b in T.serial({self.problem.blocks})"):
+                    ask_ahead(self.script)
+                    with self.script.block(f"for tile in T.serial({self.tiles})"):
+                        self._tile(image, base)
 
     def _threads_by_image(self) -> None:
         """All threads work on one image: they fill its scratch, then share its tiles or its blocks."""
@@ -243,15 +262,20 @@ class _PixelsWriter:
                 ):
                     self._pack("c", "n", "0")
             with self.script.block(f"for t in T.parallel({threads})"):
+                begin_asking(self.script)
                 if self.schedule.split == "pixels":
                     first, last = f"{self.tiles} * t // {threads}", f"{self.tiles} * (t + 1) // {threads}"
-                    loops = (f"for tile in T.serial({first}, {last})", f"for b in T.serial({blocks})")
+                    outer: tuple[str, ...] = (f"for tile in T.serial({first}, {last})",)
+                    inner = f"for b in T.serial({blocks})"
                 else:
                     low = f"T.max(T.min(CUT[t] - b * {self.tiles}, {self.tiles}), 0)"
                     high = f"T.max(T.min(CUT[t + 1] - b * {self.tiles}, {self.tiles}), 0)"
-                    loops = (f"for b in T.serial({blocks})", f"for tile in T.serial({low}, {high})")
-                with self.script.loops(*loops):
-                    self._tile("n", "0")
+                    outer = (f"for b in T.serial({blocks})", f"if {low} < {high}")
+                    inner = f"for tile in T.serial({low}, {high})"
+                with self.script.loops(*outer):
+                    ask_ahead(self.script)
+                    with self.script.block(inner):
+                        self._tile("n", "0")
 
     def _pack(self, channel: str, image: str, base: str) -> None:
         """Copy one channel of one image into its padded planes, phase by phase."""

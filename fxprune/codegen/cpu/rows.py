@@ -17,11 +17,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fxprune.codegen.cpu.ahead import ahead_cells, ask_ahead, begin_asking, prefetch
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.halo import zero_halo
 from fxprune.codegen.script import Script
 from fxprune.codegen.workload import LINE_CELLS, NO_HALO, Layout, Triple, Workload
 from fxprune.errors import CodegenError
+
+_L1 = 3
+"""Locality of LLVM's prefetch into all caches."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +137,9 @@ def fits(work: Workload, tile: tuple[int, int]) -> bool:
 def build_rows_kernel(name: str, work: Workload, problem: RowsProblem, schedule: RowsSchedule) -> str:
     """Return the TVMScript of one layer.
 
-    Arguments of the function, all flat: x, values, offsets, begin, length, base, rows, count, channel, bias, cut, y and
-    residual if there is one. `channel` holds the first output channel of a block with neighbouring rows and -1 for any
-    other; `cut` the first unit (block-major, tile-minor) of every thread where the threads share blocks.
+    Arguments of the function, all flat: x, values, offsets, begin, length, base, rows, count, channel, bias, cut,
+    ahead, y and residual if there is one. `channel` holds the first output channel of a block with neighbouring rows
+    and -1 for any other; `cut` the first unit (block-major, tile-minor) of every thread where the threads share blocks.
 
     Raises:
         CodegenError: The tile is larger than the output that the kernel walks over.
@@ -145,11 +149,6 @@ def build_rows_kernel(name: str, work: Workload, problem: RowsProblem, schedule:
             f"The tile of schedule '{schedule}' is larger than the output {work.y}; choose a smaller one."
         )
     return _RowsWriter(name, work, problem, schedule).write()
-
-
-def _prefetch(cell: str, write: int) -> str:
-    """Return a statement that asks for a cell's cache line; an address outside the buffer does no harm."""
-    return f'T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of({cell}), {write}, 3, 1))'
 
 
 class _RowsWriter:
@@ -177,12 +176,14 @@ class _RowsWriter:
             "CHANNEL": (problem.blocks, "int32"),
             "BIAS": (problem.blocks * height, "float32"),
             "CUT": (threads + 1, "int32"),
+            "AHEAD": (ahead_cells(threads), "int32"),
             "Y": (work.y.numel, "float32"),
         }
         if work.residual:
             buffers["RES"] = (work.residual.numel, "float32")
         with self.script.function(self.name, buffers), self.script.block(f"for t in T.parallel({threads})"):
             zero_halo(self.script, work.y, threads)
+            begin_asking(self.script)
             if self.schedule.split == "blocks":
                 self._split_blocks()
             else:
@@ -222,6 +223,7 @@ class _RowsWriter:
             f"for v in T.vectorized({lanes})",
         )
         cell = f"acc[(p * {vectors} + k) * {lanes} + v]"
+        ask_ahead(script)
         if schedule.prefetch:
             self._prefetch_next()
         with script.loops(*over_tile):
@@ -243,13 +245,13 @@ class _RowsWriter:
         with script.loops("if CHANNEL[b] >= 0", *over_lines):
             for buffer, start, steps, write in targets:
                 at = f"{start} + {width * steps[3]} + {self._pixel(steps)} + CHANNEL[b] + k * {LINE_CELLS}"
-                script.add(_prefetch(f"{buffer}[{at}]", write))
+                script.add(prefetch(f"{buffer}[{at}]", write, _L1))
         if grid.lines > 1:
             return
         cells = width * grid.x_steps[3]
         share = -(-cells // (LINE_CELLS * self.problem.blocks))
         with script.block(f"for k in T.serial({share})"):
-            script.add(_prefetch(f"X[pos[0] + {cells} + (b * {share} + k) * {LINE_CELLS}]", 0))
+            script.add(prefetch(f"X[pos[0] + {cells} + (b * {share} + k) * {LINE_CELLS}]", 0, _L1))
 
     def _pixel(self, steps: tuple[int, int, int, int]) -> str:
         """Return the element offset of pixel p inside its tile."""

@@ -1,0 +1,95 @@
+"""Which kernel of a model asks for which weights: those of the layers after it, as early as the caches allow.
+
+The kernel right before a layer asks for as much of its weights as it has time for; what is left is asked for by the
+kernels before that one. Without it ResNet-50 at 0.8 waits for memory a sixth of its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fxprune.codegen.cpu.ahead import RANGES
+from fxprune.codegen.kernel import BoundKernel
+from fxprune.codegen.workload import LINE_CELLS
+
+_MACS_PER_LINE = 1024
+"""Multiply-adds of a thread to each line it asks for: 64 bytes every 28 cycles of AVX-512, 8 GB/s."""
+
+_DEPTH = 8
+"""Kernels between asking and reading, at most: what is asked for too early is evicted again."""
+
+
+@dataclass
+class _Asker:
+    """A kernel as one of its threads sees it.
+
+    Attributes:
+        questions: How often the thread asks.
+        lines: Lines that it still has time to ask for.
+        ranges: What it asks for: (address in bytes, lines).
+    """
+
+    questions: int
+    lines: int
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+
+
+def look_ahead(kernels: Sequence[BoundKernel]) -> None:
+    """Fill in what every kernel asks for.
+
+    Args:
+        kernels: The kernels of a model in the order in which they run, packed into one pool.
+    """
+    sparse = [bound for bound in kernels if bound.kernel.packed is not None]
+    threads = sparse[0].kernel.work.threads if sparse else 0
+    for thread in range(threads):
+        askers = [_asker(bound, thread) for bound in sparse]
+        for number, bound in enumerate(sparse):
+            _share_out(_needs(bound, thread), askers[max(0, number - _DEPTH) : number])
+        for bound, asker in zip(sparse, askers, strict=True):
+            _write(bound, thread, asker)
+
+
+def _asker(bound: BoundKernel, thread: int) -> _Asker:
+    kernel = bound.kernel
+    assert kernel.packed is not None
+    questions = kernel.questions(thread)
+    macs = kernel.packed.stored * kernel.computed_pixels // kernel.work.threads
+    return _Asker(questions, macs // _MACS_PER_LINE if questions else 0)
+
+
+def _needs(bound: BoundKernel, thread: int) -> list[tuple[int, int]]:
+    """Return the memory that a thread reads of a kernel's values and column lists, (address in bytes, lines)."""
+    packed = bound.kernel.packed
+    assert packed is not None
+    first, stop = bound.kernel.thread_blocks(thread)
+    if first == stop:
+        return []
+    needs = []
+    for array, starts, height in zip(bound.arrays, (packed.base, packed.begin), (packed.height, 1), strict=False):
+        begin, end = int(starts[first]), int(starts[stop - 1]) + int(packed.length[stop - 1]) * height
+        line = begin // LINE_CELLS
+        if end > begin:
+            needs.append((array.data_ptr() + 4 * LINE_CELLS * line, -(-end // LINE_CELLS) - line))
+    return needs
+
+
+def _share_out(needs: list[tuple[int, int]], before: Sequence[_Asker]) -> None:
+    """Give memory to the kernels before its reader, the last of them first."""
+    for asker in reversed(before):
+        while needs and asker.lines and len(asker.ranges) < RANGES:
+            address, lines = needs.pop(0)
+            taken = min(lines, asker.lines)
+            asker.ranges.append((address, taken))
+            asker.lines -= taken
+            if taken < lines:
+                needs.insert(0, (address + taken * LINE_CELLS * 4, lines - taken))
+
+
+def _write(bound: BoundKernel, thread: int, asker: _Asker) -> None:
+    values, ahead = bound.arrays[0], bound.arrays[-1]
+    for number, (address, lines) in enumerate(asker.ranges):
+        at = 2 * (thread * RANGES + number)
+        ahead[at] = (address - values.data_ptr()) // 4
+        ahead[at + 1] = -(-lines // asker.questions)

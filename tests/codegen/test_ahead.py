@@ -1,0 +1,115 @@
+"""Asking for later weights: what is asked for is what is read, and it changes no number."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from fxprune.codegen import ahead
+from fxprune.codegen.ahead import look_ahead
+from fxprune.codegen.build import Library
+from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.kernel import BoundKernel
+from fxprune.codegen.memory import Pool
+from fxprune.codegen.target import parse_target
+from tests.codegen.suite import TOLERANCE, Buffers, Case, Suite, conv, draw_pattern, in_order, largest_error, linear
+
+MARK = 7.0
+_QUESTION = re.compile(
+    r'T\.evaluate\(T\.call_llvm_intrin\("void", "llvm\.prefetch", T\.address_of\((W\[.*\])\), .*\)\)'
+)
+
+SQUARE = conv(20, 48, (9, 10), 3, padding=1)
+CASES = {
+    "rows_by_pixels": Case(SQUARE, RowsSchedule(8, 1, (1, 5), "pixels", 2), draw_pattern(SQUARE, (8,))),
+    "rows_by_blocks": Case(SQUARE, RowsSchedule(8, 2, (1, 3), "blocks"), draw_pattern(SQUARE, (16,))),
+    "pixels_by_pixels": Case(SQUARE, PixelsSchedule(8, 2, (1, 1), "pixels"), draw_pattern(SQUARE, (2,))),
+    "pixels_by_blocks": Case(SQUARE, PixelsSchedule(8, 4, (1, 1), "blocks"), draw_pattern(SQUARE, (4,))),
+    "pixels_by_images": Case(
+        s := conv(20, 48, (5, 9), 3, padding=1, batch=3), PixelsSchedule(8, 2, (1, 1), "pixels"), draw_pattern(s, (2,))
+    ),
+    "linear": Case(s := linear(1, 300, 64), RowsSchedule(8, 2, (1, 1), "blocks"), draw_pattern(s, (16,))),
+}
+
+
+class Row:
+    """All cases bound in a row, packed into one pool."""
+
+    def __init__(self, suite: Suite, names: list[str], *, marking: bool) -> None:
+        self.kernels = [suite.kernels[name] for name in names]
+        scripts = {name: kernel.script(name) for name, kernel in zip(names, self.kernels, strict=True)}
+        if marking:
+            scripts = {name: _QUESTION.sub(rf"\1 = T.float32({MARK})", text) for name, text in scripts.items()}
+        library = Library(scripts, parse_target("cpu", 2))
+        pool = Pool(sum(kernel.pool_cells for kernel in self.kernels))
+        self.buffers = [
+            Buffers.of(kernel, suite.tensors[name]) for name, kernel in zip(names, self.kernels, strict=True)
+        ]
+        self.bound = [
+            BoundKernel(library[name], kernel, found.x, found.y, found.residual, found.scratch, pool)
+            for name, kernel, found in zip(names, self.kernels, self.buffers, strict=True)
+        ]
+        look_ahead(self.bound)
+
+
+@pytest.fixture(scope="module")
+def suite() -> Suite:
+    return Suite(CASES)
+
+
+def test_asking_changes_no_number(suite: Suite) -> None:
+    row = Row(suite, list(CASES), marking=False)
+    asked = sum(int(bound.arrays[-1].count_nonzero()) for bound in row.bound)
+    assert asked >= 2 * 2 * (len(CASES) - 1), "every thread of every kernel but the last asks for something"
+    for name, kernel, bound, found in zip(CASES, row.kernels, row.bound, row.buffers, strict=True):
+        bound.run()
+        wanted = suite.tensors[name].reference(CASES[name])
+        assert largest_error(in_order(kernel, found.y), wanted) <= TOLERANCE, name
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("rows_by_pixels", "pixels_by_blocks"),
+        ("rows_by_blocks", "pixels_by_pixels"),
+        ("pixels_by_pixels", "rows_by_pixels"),
+        ("pixels_by_blocks", "rows_by_pixels"),
+        ("pixels_by_images", "rows_by_blocks"),
+    ],
+)
+def test_a_kernel_asks_for_what_every_thread_of_the_next_one_reads(
+    suite: Suite, first: str, second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions are replaced by stores of a mark, so the memory shows what was asked for."""
+    monkeypatch.setattr(ahead, "_MACS_PER_LINE", 1)
+    row = Row(suite, [first, second], marking=True)
+    later = row.bound[1]
+    before = [array.clone() for array in later.arrays[:2]]
+    row.bound[0].run()
+    for array, old in zip(later.arrays[:2], before, strict=True):
+        assert not old.view(torch.float32).eq(MARK).any()
+        lines = array.view(torch.float32)[::16]
+        assert lines.eq(MARK).all(), f"{int(lines.ne(MARK).sum())} of {lines.numel()} lines were not asked for"
+
+
+def test_without_time_the_kernels_before_are_asked(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread asks for at most the lines it has time for, and the first lines come last."""
+    names = ["rows_by_pixels", "rows_by_blocks", "pixels_by_blocks"]
+    row = Row(suite, names, marking=False)
+    thread_macs = min(
+        kernel.packed.stored * kernel.computed_pixels // 2 for kernel in row.kernels if kernel.packed is not None
+    )
+    monkeypatch.setattr(ahead, "_MACS_PER_LINE", thread_macs // 3)
+    row = Row(suite, names, marking=False)
+    near, far = (bound.arrays[-1].view(2, ahead.RANGES, 2)[0, 0] for bound in (row.bound[1], row.bound[0]))
+    target = row.bound[2].arrays[0].data_ptr()
+    assert row.bound[1].arrays[0].data_ptr() + 4 * int(near[0]) == target
+    assert row.bound[0].arrays[0].data_ptr() + 4 * int(far[0]) != target
+    assert not row.bound[2].arrays[-1].any()
+
+
+def test_a_model_of_depthwise_layers_asks_for_nothing() -> None:
+    look_ahead([])
