@@ -10,6 +10,7 @@ import torch
 from fxprune.codegen import ahead
 from fxprune.codegen.ahead import look_ahead
 from fxprune.codegen.build import Library
+from fxprune.codegen.cpu.ahead import RANGES
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.kernel import BoundKernel
@@ -104,7 +105,7 @@ def test_without_time_the_kernels_before_are_asked(suite: Suite, monkeypatch: py
     )
     monkeypatch.setattr(ahead, "_MACS_PER_LINE", thread_macs // 3)
     row = Row(suite, names, marking=False)
-    near, far = (bound.arrays[-1].view(2, ahead.RANGES, 2)[0, 0] for bound in (row.bound[1], row.bound[0]))
+    near, far = (bound.arrays[-1].view(2, RANGES, 2)[0, 0] for bound in (row.bound[1], row.bound[0]))
     target = row.bound[2].arrays[0].data_ptr()
     assert row.bound[1].arrays[0].data_ptr() + 4 * int(near[0]) == target
     assert row.bound[0].arrays[0].data_ptr() + 4 * int(far[0]) != target
