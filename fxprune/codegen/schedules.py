@@ -54,6 +54,10 @@ _CACHE_CELLS = 2**18
 _PREFETCH_PIXELS = 8
 """Largest tile for prefetching, pixels: more lines at once than this evict each other from the L1 cache."""
 
+_NARROW_PIXELS = 16
+"""Largest tile of blocks narrower than a vector that is worth a measurement beside the one of the least waste: every
+multiply-add loads an input of its own, and with fewer pixels more of them are still in the L1 cache."""
+
 _PIXEL_TILES = {1: (8, 4, 14), 2: (4, 8), 4: (4, 2), 8: (2, 1)}
 """Vectors of pixels in a tile, best first, for each number of rows."""
 
@@ -198,6 +202,9 @@ def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: C
     count = rows.tiles_of(work, tiles[0])
     if count >= work.threads:
         yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels"), predicted)
+    narrow = next((tile for tile in tiles if tile[0] * tile[1] <= _NARROW_PIXELS), tiles[0])
+    if lanes < target.lanes and narrow != tiles[0] and rows.tiles_of(work, narrow) >= work.threads:
+        yield Candidate(RowsSchedule(lanes, vectors, narrow, "pixels"), predicted)
     if count >= work.threads and max(work.x.numel, work.y.numel) > _CACHE_CELLS:
         small = next((tile for tile in tiles if tile[0] * tile[1] <= _PREFETCH_PIXELS), tiles[0])
         yield Candidate(RowsSchedule(lanes, vectors, small, "pixels", prefetch=True), predicted)

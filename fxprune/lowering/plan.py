@@ -215,6 +215,7 @@ class Interval:
 
 def plan_memory(intervals: Sequence[Interval]) -> tuple[list[int], int]:
     """Place buffers in one arena, largest first: in the smallest slot that is free while they are alive, or a new one.
+
     Of slots of one size the one that was in use most recently is taken: its memory is still in the cache.
 
     All buffers of a slot have the same middle. Threads share the pixels of a layer in order, so with two of them each
