@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from fxprune.lowering.measure import time_calls
 from fxprune.lowering.profile import profile
 from fxprune.lowering.program import Build, Program, lower
 from fxprune.lowering.select import NOISE, select
+from fxprune.lowering.turns import take_turns
 from fxprune.lowering.whole import WholeTimes, recall_whole, record_whole, whole_text
 from fxprune.nodes import annotation_of, module_path
 from fxprune.passes import PassRecord
@@ -113,7 +114,9 @@ def search(
         executor: Runs the trials; None = this process.
         progress: Is told of every step.
     """
-    return Search(find_cases(gm)[0], target, tuning.known, executor, progress).run(tuning.effort.seconds)
+    return Search(find_cases(take_turns(gm).graph_module)[0], target, tuning.known, executor, progress).run(
+        tuning.effort.seconds
+    )
 
 
 def build(
@@ -196,18 +199,40 @@ def decide(
         measure: Choose by timing on this machine.
         tuning: Records of earlier measurements, and how long to search for more.
     """
-    cases, obstacles = find_cases(gm)
+    turns = take_turns(gm)
+    cases, obstacles = find_cases(turns.graph_module)
     known = None if tuning is None else tuning.known
     if tuning is not None and tuning.effort.level == "max":
         with TerminalProgress() as progress:
             search(gm, target, tuning, None, progress)
     choices = select(cases, target, measure=measure, known=known)
     cases = _regroup({node: choice.group_height for node, choice in choices.items()}, cases)
-    program = lower(gm, cases, choices, target)
+    program = lower(turns.graph_module, cases, choices, target, images=turns.images)
     times = _time_whole(gm, program, inputs, target, known) if measure and program.kernels else None
     program, choices, verdict = _guard(gm, program, choices, target, times)
-    layers = tuple(report_layers(gm, cases, choices, obstacles, facts, program.kernels))
+    reports = report_layers(turns.graph_module, cases, choices, obstacles, facts, program.kernels)
+    layers = tuple(_over_turns(report, turns.count) for report in reports)
     return Decision(program, layers, verdict, times.overhead if times and program.kernels else None)
+
+
+def _over_turns(report: LayerReport, count: int) -> LayerReport:
+    """Return what a layer does in all turns of a batch."""
+    if count == 1:
+        return report
+    batch, *rest = report.output_shape
+    times = (report.predicted_us, report.measured_us, report.dense_us)
+    predicted, measured, dense = (None if time is None else time * count for time in times)
+    return replace(
+        report,
+        output_shape=(batch * count, *rest),
+        macs_dense=report.macs_dense * count,
+        macs_kept=report.macs_kept * count,
+        macs_run=report.macs_run * count,
+        predicted_us=predicted,
+        measured_us=measured,
+        dense_us=dense,
+        reason=f"{report.reason}; {count} turns of {batch}",
+    )
 
 
 def _regroup(heights: Mapping[fx.Node, int | None], cases: Mapping[fx.Node, Case]) -> dict[fx.Node, Case]:
@@ -237,6 +262,7 @@ def restore(
     heights: Mapping[str, int],
     target: CpuTarget,
     build: Build,
+    images: int | None,
 ) -> Program:
     """Lower a graph as it was lowered before.
 
@@ -246,10 +272,13 @@ def restore(
         heights: Heights that row groups were covered for, by node name, where not those of the annotations.
         target: The CPU.
         build: Makes the library.
+        images: Images of a turn; None = the whole batch at once.
     """
+    gm = gm if images is None else take_turns(gm, images).graph_module
     cases = find_cases(gm)[0] if schedules else {}
     cases = _regroup({node: heights.get(node.name) for node in cases}, cases)
-    return lower(gm, cases, {node: Choice(schedules.get(node.name), "") for node in cases}, target, build)
+    choices = {node: Choice(schedules.get(node.name), "") for node in cases}
+    return lower(gm, cases, choices, target, build, images)
 
 
 def _check_inputs(gm: fx.GraphModule, inputs: Sequence[object]) -> None:

@@ -83,8 +83,8 @@ def trust(stored: Stored, binary: bytes) -> tuple[Program, CompileReport]:
         return Library.from_binary(binary, target.threads)
 
     schedules = {name: read_schedule(written) for name, written in stored.recipe["schedules"].items()}
-    heights = stored.recipe["group_heights"]
-    return backend.restore(stored.graph_module, schedules, heights, target, open_library), stored.report
+    heights, images = stored.recipe["group_heights"], stored.recipe.get("images")
+    return backend.restore(stored.graph_module, schedules, heights, target, open_library, images), stored.report
 
 
 def rebuild(stored: Stored) -> tuple[Program, CompileReport]:
@@ -97,8 +97,8 @@ def rebuild(stored: Stored) -> tuple[Program, CompileReport]:
     here = backend.prepare_target("cpu", then.threads)
     if here == then:
         schedules = {name: read_schedule(written) for name, written in stored.recipe["schedules"].items()}
-        heights = stored.recipe["group_heights"]
-        program = backend.restore(stored.graph_module, schedules, heights, here, Library)
+        heights, images = stored.recipe["group_heights"], stored.recipe.get("images")
+        program = backend.restore(stored.graph_module, schedules, heights, here, Library, images)
         return program, replace(stored.report, versions=installed_versions())
     made = backend.decide(stored.graph_module, stored.form.flat(), stored.facts, here, measure=True)
     return made.program, _renew(stored, made, here.description)

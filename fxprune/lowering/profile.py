@@ -15,6 +15,7 @@ from fxprune.lowering.measure import time_calls
 from fxprune.lowering.modules import KernelModule, StageModule
 from fxprune.lowering.pool import PoolModule
 from fxprune.lowering.program import Program
+from fxprune.lowering.turns import split_inputs
 
 _RUNS = 15
 """Runs of the whole graph that are timed node by node; the best of each node counts."""
@@ -62,14 +63,15 @@ def profile(program: Program, inputs: Sequence[object]) -> dict[str, float]:
         outside both (`outside_us`: glue, layout conversions, hand-over), and `share`, outside over the whole.
     """
     whole = time_calls([lambda: program.run(inputs)], rounds=_RUNS)[0]
+    turns = [inputs] if program.images is None else split_inputs(inputs, program.images)
     runs = []
     with torch.no_grad():
         for _ in range(_RUNS):
             timer = _Timer(program.graph_module)
-            timer.run(*inputs)
+            timer.run(*turns[0])
             runs.append(timer)
-    kernels = _sum_of_best([timer.kernels for timer in runs])
-    operators = _sum_of_best([timer.operators for timer in runs])
+    kernels = _sum_of_best([timer.kernels for timer in runs]) * len(turns)
+    operators = _sum_of_best([timer.operators for timer in runs]) * len(turns)
     outside = max(0.0, whole - kernels - operators)
     return {
         "whole_us": whole * 1e6,

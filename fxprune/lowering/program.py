@@ -29,6 +29,7 @@ from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, 
 from fxprune.lowering.pool import Pooling, PoolModule, find_pools, pool_workload
 from fxprune.lowering.recipe import write_recipe
 from fxprune.lowering.rewrite import copy_graph, drop_constants, place_layers
+from fxprune.lowering.turns import join_outputs, split_inputs
 from fxprune.nodes import module_path
 
 
@@ -41,6 +42,7 @@ class Program:
         arena_bytes: Bytes of all planned activations.
         library: The kernels; None if there are none.
         recipe: What `lower` needs besides the graph to make this program again, as JSON.
+        images: Images that the graph takes, if a batch is computed in turns; None = all at once.
     """
 
     def __init__(
@@ -50,19 +52,24 @@ class Program:
         arena: torch.Tensor,
         library: Library | None,
         recipe: Mapping[str, object],
+        images: int | None = None,
     ) -> None:
         """Take the parts that `lower` made."""
         self.graph_module, self.kernels = graph_module, kernels
         self.arena_bytes = arena.numel() * arena.element_size()
-        self.library, self.recipe = library, recipe
+        self.library, self.recipe, self.images = library, recipe, images
         self._arena = arena
         self._lock = threading.Lock()
 
     def run(self, inputs: Sequence[object]) -> list[object]:
         """Run on flat inputs of the captured shapes; the results share no memory with the program."""
         with self._lock, torch.no_grad():
-            outputs = self.graph_module.forward(*inputs)
-            return [self._own(output) for output in outputs]
+            if self.images is None:
+                return self._run(inputs)
+            return join_outputs([self._run(turn) for turn in split_inputs(inputs, self.images)])
+
+    def _run(self, inputs: Sequence[object]) -> list[object]:
+        return [self._own(output) for output in self.graph_module.forward(*inputs)]
 
     def _own(self, output: object) -> object:
         if isinstance(output, torch.Tensor) and _storage(output) == _storage(self._arena):
@@ -106,6 +113,7 @@ def lower(
     choices: Mapping[fx.Node, Choice],
     target: CpuTarget,
     build: Build = Library,
+    images: int | None = None,
 ) -> Program:
     """Replace every layer by its kernel or by dense torch; the same arguments give the same program.
 
@@ -115,6 +123,7 @@ def lower(
         choices: What runs them; a layer without a choice stays dense.
         target: The CPU.
         build: Makes the library.
+        images: Images of the graph, if it is one turn of a batch.
     """
     lowered_graph, mapped = copy_graph(gm)
     layers = {node: case.layer for node, case in cases.items()}
@@ -149,7 +158,7 @@ def lower(
         chain_kernels(result, library)
     result.recompile()
     sizes = {module_path(item.node): item.kernel.size_bytes for item in lowered.values()}
-    return Program(result, sizes, arena[""], library, write_recipe(choices, target, texts))
+    return Program(result, sizes, arena[""], library, write_recipe(choices, target, texts, images), images)
 
 
 _ANY_NAME = "kernel_function"

@@ -12,18 +12,22 @@ from fxprune.codegen.target import CpuTarget
 from fxprune.lowering.choice import Choice
 
 
-def write_recipe(choices: Mapping[fx.Node, Choice], target: CpuTarget, texts: Mapping[str, str]) -> dict[str, object]:
-    """Return target, schedules by node, and the digest of every function's text, from which its code was made.
+def write_recipe(
+    choices: Mapping[fx.Node, Choice], target: CpuTarget, texts: Mapping[str, str], images: int | None
+) -> dict[str, object]:
+    """Return target, images of a turn, schedules by node, and digests of the functions' texts, which their code is of.
 
     Args:
         choices: What runs every layer.
         target: The CPU.
         texts: TVMScript of each function by its global symbol.
+        images: Images of a turn; None = the whole batch at once.
     """
     schedules = {node.name: choice.schedule for node, choice in choices.items() if choice.schedule is not None}
     heights = {node.name: choice.group_height for node, choice in choices.items() if choice.group_height is not None}
     return {
         "target": write_target(target),
+        "images": images,
         "group_heights": heights,
         "schedules": {name: write_schedule(schedule) for name, schedule in schedules.items()},
         "functions": digest_texts(texts),
