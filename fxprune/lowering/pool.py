@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from fxprune.codegen.cpu.pool import PoolWorkload
-from fxprune.codegen.kernel import BoundUnary
 from fxprune.codegen.workload import NO_HALO, Layout, Triple
 from fxprune.layer import Layer, find_layer
 from fxprune.lowering.choice import Choice
 from fxprune.lowering.dense import find_packed_obstacle
-from fxprune.lowering.modules import Port
+from fxprune.lowering.turn import Source
 from fxprune.nodes import annotation_of, bind
 
 _aten = torch.ops.aten
@@ -37,6 +36,7 @@ class Pooling:
         kernel: Height and width of the window.
         stride: Steps of the window.
         padding: Cells before the image.
+        order: How its input and output lie: channels-last or as planes.
     """
 
     node: fx.Node
@@ -45,6 +45,7 @@ class Pooling:
     kernel: Pair
     stride: Pair
     padding: Pair
+    order: Literal["nhwc", "nchw"] = "nhwc"
 
     @property
     def batch(self) -> int:
@@ -71,7 +72,7 @@ class Pooling:
 def find_pools(
     graph: fx.Graph, layers: Mapping[fx.Node, Layer], choices: Mapping[fx.Node, Choice]
 ) -> dict[fx.Node, Pooling]:
-    """Return the pooling nodes between channels-last tensors; none where all layers stay on torch.
+    """Return the pooling nodes that read kernels or channels-last tensors; none where all layers stay on torch.
 
     Args:
         graph: The graph.
@@ -83,21 +84,19 @@ def find_pools(
         return found
     for node in graph.nodes:
         pool = _read(node)
-        if pool is None or any(_is_planes(user, choices) for user in node.users):
+        if pool is None:
             continue
         source, family = pool.input, _family(pool.input, choices)
-        rows = family == "rows" and layers[source].kind == "conv" and layers[source].dims == 2
-        if source in found or rows or (family == "dense" and _is_packed(source)):
-            found[node] = pool
+        image = family != "dense" and layers[source].kind == "conv" and layers[source].dims == 2
+        if source in found:
+            found[node] = replace(pool, order=found[source].order)
+        elif image or (family == "dense" and _is_packed(source)):
+            found[node] = replace(pool, order="nchw" if family == "pixels" else "nhwc")
     return found
 
 
 def _family(node: fx.Node, choices: Mapping[fx.Node, Choice]) -> str:
     return choices[node].family if node in choices else "dense"
-
-
-def _is_planes(node: fx.Node, choices: Mapping[fx.Node, Choice]) -> bool:
-    return _family(node, choices) == "pixels"
 
 
 def _is_packed(node: fx.Node) -> bool:
@@ -151,7 +150,7 @@ def _pair(values: object) -> Pair:
     return numbers[0], numbers[-1]
 
 
-def pool_workload(pool: Pooling, outputs: Mapping[fx.Node, Layout], lanes: int, threads: int) -> PoolWorkload:
+def pool_workload(pool: Pooling, outputs: Mapping[Source, Layout], lanes: int, threads: int) -> PoolWorkload:
     """Return what the kernel of a pooling node computes.
 
     Args:
@@ -160,7 +159,7 @@ def pool_workload(pool: Pooling, outputs: Mapping[fx.Node, Layout], lanes: int, 
         lanes: float32 lanes of a vector.
         threads: Threads of the kernel.
     """
-    plain = Layout("nhwc", pool.batch, pool.channels, pool.spatial_in, NO_HALO)
+    plain = Layout(pool.order, pool.batch, pool.channels, pool.spatial_in, NO_HALO)
     x, y = outputs.get(pool.input, plain), outputs[pool.node]
     return PoolWorkload(pool.kind, pool.channels, x, y, pool.kernel, pool.stride, pool.padding, lanes, threads)
 
@@ -190,36 +189,3 @@ def pool_of_rows(layer: Layer, pools: Mapping[fx.Node, Pooling]) -> fx.Node | No
     ):
         return None
     return node
-
-
-class PoolModule(nn.Module):
-    """One pooling operator run by a kernel.
-
-    Args of forward: x, the tensor of the graph; one that lies in a planned buffer is only awaited.
-
-    Attributes:
-        bound: The kernel.
-        output: The output buffer, viewed as the node's output.
-        is_static: Whether its input lies in a planned buffer.
-    """
-
-    def __init__(self, bound: BoundUnary, output: torch.Tensor, port: Port | None) -> None:
-        """Bind a kernel to its place in the graph.
-
-        Args:
-            bound: The kernel.
-            output: The output buffer, viewed as the node's output.
-            port: How the input enters, None if it lies in a planned buffer.
-        """
-        super().__init__()
-        self.bound, self.output, self.is_static = bound, output, port is None
-        self._port = port
-        self._spare: list[torch.Tensor] = []
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the kernel; the result lies in the planned buffer and is overwritten by the next call."""
-        if self._port is None:
-            self.bound.run()
-        else:
-            self.bound.run_with(self._port.flatten(x, self._spare))
-        return self.output

@@ -82,8 +82,10 @@ def test_what_the_kernel_does_not_know_stays_on_torch(monkeypatch: pytest.Monkey
     assert count == 0
 
 
-def test_planes_are_pooled_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planes_are_pooled_as_planes(monkeypatch: pytest.MonkeyPatch) -> None:
     force_kernels(monkeypatch, "pixels")
-    monkeypatch.setattr("fxprune.lowering.program.build_pool_kernel", lambda *_: pytest.fail("a pool of planes"))
+    monkeypatch.setattr("fxprune.lowering.program.build_pool_kernel", lambda *_: pytest.fail("planes channels-last"))
     model = _Net(lambda x: F.max_pool2d(x, 2), _whole).eval()
-    check(model, draw_masks(model, row_groups(32)), torch.randn(1, 8, 12, 10))
+    compiled = check(model, draw_masks(model, row_groups(32)), torch.randn(1, 8, 12, 10))
+    called = [str(node.target) for node in compiled.graph_module.graph.nodes if node.op == "call_function"]
+    assert not any("pool" in name or "mean" in name for name in called)
