@@ -19,6 +19,7 @@ from fxprune.nodes import annotation_of, bind
 
 _aten = torch.ops.aten
 _MAX = frozenset({_aten.max_pool2d.default})
+_AVERAGE = frozenset({_aten.avg_pool2d.default})
 _MEAN = frozenset({_aten.adaptive_avg_pool2d.default, _aten.mean.dim})
 _IMAGE_AXES = ({-2, -1}, {2, 3})
 
@@ -112,12 +113,14 @@ def _is_packed(node: fx.Node) -> bool:
 
 def _read(node: fx.Node) -> Pooling | None:
     """Return a pooling node of float32 images as a kernel can run it."""
-    if node.op != "call_function" or node.target not in _MAX | _MEAN:
+    if node.op != "call_function" or node.target not in _MAX | _AVERAGE | _MEAN:
         return None
     fake = node.args[0].meta["val"] if isinstance(node.args[0], fx.Node) else None
     if not isinstance(fake, torch.Tensor) or fake.dtype != torch.float32 or fake.ndim != 4 or not fake.numel():
         return None
-    return _read_max(node) if node.target in _MAX else _read_mean(node)
+    if node.target in _MAX:
+        return _read_max(node)
+    return _read_average(node) if node.target in _AVERAGE else _read_mean(node)
 
 
 def _read_max(node: fx.Node) -> Pooling | None:
@@ -128,6 +131,19 @@ def _read_max(node: fx.Node) -> Pooling | None:
         return None
     assert isinstance(node.args[0], fx.Node)
     return Pooling(node, node.args[0], "max", kernel, stride, padding)
+
+
+def _read_average(node: fx.Node) -> Pooling | None:
+    """Read a mean over windows that all lie inside the image."""
+    arguments = bind(node)
+    kernel, padding = _pair(arguments["kernel_size"]), _pair(arguments["padding"])
+    stride = _pair(arguments["stride"]) if arguments["stride"] else kernel
+    assert isinstance(node.args[0], fx.Node)
+    sizes = zip(node.meta["val"].shape[2:], node.args[0].meta["val"].shape[2:], kernel, stride, strict=True)
+    inside = all((out - 1) * step + window <= size for out, size, window, step in sizes)
+    if padding != (0, 0) or arguments["divisor_override"] is not None or not inside or not node.meta["val"].numel():
+        return None
+    return Pooling(node, node.args[0], "mean", kernel, stride, padding)
 
 
 def _read_mean(node: fx.Node) -> Pooling | None:
