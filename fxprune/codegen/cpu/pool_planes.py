@@ -4,8 +4,9 @@
         Y[pixel] = max or mean over the window of X[tap]
 
     for plane, to one pixel:
-        acc[lanes] = sum over vectors of X[plane]
-        Y[plane] = sum(acc) / cells                          # halves added to each other
+        acc[lanes] = sum over whole vectors of X[plane]
+        acc[half] = acc[half] + acc[other half] (+ X[half])  # down to one lane; as much as is left of the plane
+        Y[plane] = acc[0] / cells
 
 A tap outside the image is moved to the nearest one inside, which the window holds as well: its maximum stays. Only the
 pixels at the ends of a line have such columns; the others between them are left to LLVM's own vectoriser.
@@ -55,13 +56,13 @@ def _write_plane(script: Script, work: PoolWorkload) -> None:
         loop = "unroll" if vectors <= _MOST_UNROLLED else "serial"
         with script.loops(f"for i in T.{loop}({vectors - 1})", _vector(lanes)):
             script.add(f"acc[v] = acc[v] + X[u * {cells} + (i + 1) * {lanes} + v]")
-    if rest:
-        with script.block(_vector(rest)):
-            script.add(f"acc[v] = acc[v] + X[u * {cells} + {vectors * lanes} + v]")
+    read = vectors * lanes
     while lanes > 1:
         lanes //= 2
+        more = f" + X[u * {cells} + {read} + v]" if rest & lanes else ""
+        read += rest & lanes
         with script.block(_vector(lanes)):
-            script.add(f"acc[v] = acc[v] + acc[{lanes} + v]")
+            script.add(f"acc[v] = acc[v] + acc[{lanes} + v]{more}")
     script.add(f"Y[u] = acc[0] * T.float32({1 / cells!r})")
 
 
