@@ -11,8 +11,7 @@ from torch import fx, nn
 
 from fxprune.codegen.build import Library
 from fxprune.codegen.chain import Chain
-from fxprune.lowering.modules import KernelModule
-from fxprune.lowering.pool import PoolModule
+from fxprune.lowering.modules import KernelModule, UnaryModule
 
 
 class ChainModule(nn.Module):
@@ -25,7 +24,7 @@ class ChainModule(nn.Module):
         output: The output buffer of the last kernel, viewed as its node's output.
     """
 
-    def __init__(self, library: Library, names: Sequence[str], members: Sequence[KernelModule | PoolModule]) -> None:
+    def __init__(self, library: Library, names: Sequence[str], members: Sequence[KernelModule | UnaryModule]) -> None:
         """Bind the kernels.
 
         Args:
@@ -84,11 +83,11 @@ def _is_static(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_module":
         return False
     module = gm.get_submodule(str(node.target))
-    return isinstance(module, KernelModule | PoolModule) and module.is_static
+    return isinstance(module, KernelModule | UnaryModule) and module.is_static
 
 
 def _replace_run(gm: fx.GraphModule, nodes: Sequence[fx.Node], library: Library, name: str) -> None:
-    members = [cast("KernelModule | PoolModule", gm.get_submodule(str(node.target))) for node in nodes]
+    members = [cast("KernelModule | UnaryModule", gm.get_submodule(str(node.target))) for node in nodes]
     names, inside = [str(node.target) for node in nodes], set(nodes)
     awaited = dict.fromkeys(arg for node in nodes for arg in node.all_input_nodes if arg not in inside)
     gm.add_submodule(name, ChainModule(library, names, members))

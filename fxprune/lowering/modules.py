@@ -128,6 +128,39 @@ class KernelModule(nn.Module):
         return flat, residual_port.flatten(residual, self._spare[1])
 
 
+class UnaryModule(nn.Module):
+    """A pooling operator, or a copy in another order, run by a kernel.
+
+    Args of forward: x, the tensor of the graph; one that lies in a planned buffer is only awaited.
+
+    Attributes:
+        bound: The kernel.
+        output: The output buffer, viewed as the node's output.
+        is_static: Whether its input lies in a planned buffer.
+    """
+
+    def __init__(self, bound: BoundUnary, output: torch.Tensor, port: Port | None) -> None:
+        """Bind a kernel to its place in the graph.
+
+        Args:
+            bound: The kernel.
+            output: The output buffer, viewed as the node's output.
+            port: How the input enters, None if it lies in a planned buffer.
+        """
+        super().__init__()
+        self.bound, self.output, self.is_static = bound, output, port is None
+        self._port = port
+        self._spare: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run the kernel; the result lies in the planned buffer and is overwritten by the next call."""
+        if self._port is None:
+            self.bound.run()
+        else:
+            self.bound.run_with(self._port.flatten(x, self._spare))
+        return self.output
+
+
 class StageModule(nn.Module):
     """A copy of a torch tensor into a buffer whose halo is zero."""
 

@@ -1,5 +1,6 @@
 """Where tensors lie: the layout of every kernel's input and output, and their places in one arena.
 
+A tensor that kernels of the other order read is copied into that order once, for all of them.
 A tensor between two row-lane kernels lies channels-last with the halo that its consumers need, and its channels lie in
 the order of the producer's blocks if every consumer is such a kernel. Everything that torch reads keeps its channels
 in order and is seen by torch as a strided view.
@@ -23,6 +24,7 @@ from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
 from fxprune.lowering.geometry import is_depthwise
 from fxprune.lowering.pool import Pooling, pool_of_rows
+from fxprune.lowering.turn import Source, Turned
 
 _MAYBE_ALIAS = frozenset({"reshape", "contiguous", "flatten", "to", "_to_copy", "dropout"})
 """Operators whose result may share memory with their input though their schema does not say so."""
@@ -35,16 +37,16 @@ class Placement:
     Attributes:
         work: The workload with its layouts.
         group_order: Whether the output's channels lie in the order of the blocks.
-        source: Node whose buffer is the input, a layer or a pool; None if torch makes the input.
+        source: The buffer that is the input, of a layer or a pool, or its copy; None if torch makes the input.
         staged: Whether torch's input is copied into a buffer with a halo first.
-        residual_source: Node whose buffer is the residual, None if torch makes it or there is none.
+        residual_source: The buffer that is the residual, None if torch makes it or there is none.
     """
 
     work: Workload
     group_order: bool
-    source: fx.Node | None
+    source: Source | None
     staged: bool
-    residual_source: fx.Node | None
+    residual_source: Source | None
 
 
 def is_private(node: fx.Node, layers: Mapping[fx.Node, Layer], families: Mapping[fx.Node, str]) -> bool:
@@ -68,6 +70,8 @@ def is_private(node: fx.Node, layers: Mapping[fx.Node, Layer], families: Mapping
         )
     )
 
+
+Order = Literal["nhwc", "nchw"]
 
 Kind = tuple[str, int]
 """Kind and spatial axes of a layer; one of another kind sees its input in another shape."""
@@ -114,7 +118,7 @@ def plan_layouts(
     patterns: Mapping[fx.Node, RowGroupPattern],
     pools: Mapping[fx.Node, Pooling],
     threads: int,
-) -> tuple[dict[fx.Node, Placement], dict[fx.Node, Layout]]:
+) -> tuple[dict[fx.Node, Placement], dict[Source, Layout]]:
     """Choose the layouts of every layer and every pool that a kernel computes.
 
     Args:
@@ -126,11 +130,13 @@ def plan_layouts(
         threads: Threads of the kernels.
 
     Returns:
-        The placement of every layer, and the layout of every output, those of pools included.
+        The placement of every layer, and the layout of every buffer: outputs of layers and pools, and copies.
     """
     families = {node: choices[node].family for node in layers}
     placements: dict[fx.Node, Placement] = {}
-    outputs = {node: _pool_layout(pool, layers, shapes, families) for node, pool in pools.items()}
+    outputs: dict[Source, Layout] = {node: _pool_layout(pool, layers, shapes, families) for node, pool in pools.items()}
+    kinds = {node: _kind(layer) for node, layer in layers.items() if families[node] != "dense"}
+    kinds |= dict.fromkeys(pools, _POOL_KIND)
     for node, layer in layers.items():
         schedule = choices[node].schedule
         if schedule is None:
@@ -143,13 +149,14 @@ def plan_layouts(
         if family == "rows" and any(user in pools or families.get(user) == "rows" for user in node.users):
             channels = spread_channels(channels)
         halo = wanted_halo(node, _kind(layer), layers, shapes, families) if family == "rows" else NO_HALO
-        order: Literal["nhwc", "nchw"] = "nhwc" if family == "rows" else "nchw"
+        order: Order = "nhwc" if family == "rows" else "nchw"
         y = Layout(order, shape.batch, channels, shape.spatial_out, halo)
-        buffers = {other: _kind(layers[other]) for other in layers if families[other] == family}
-        if family == "rows":
-            buffers |= dict.fromkeys(pools, _POOL_KIND)
-        source = layer.input if buffers.get(layer.input) == _kind(layer) else None
-        residual_source = layer.residual if layer.residual and buffers.get(layer.residual) == _kind(layer) else None
+        source, residual_source = (
+            _find_source(other, _kind(layer), order, kinds, outputs) for other in (layer.input, layer.residual)
+        )
+        for turned in (source, residual_source):
+            if isinstance(turned, Turned) and turned not in outputs:
+                outputs[turned] = _turned_layout(turned, outputs[turned.node], layers, shapes, families)
         plain = replace(y, channels=shape.channels_out, halo=NO_HALO)
         rows_of = pool_of_rows(layer, pools) if family == "rows" else None
         if rows_of is not None:
@@ -166,6 +173,33 @@ def plan_layouts(
     return placements, outputs
 
 
+def _find_source(
+    node: fx.Node | None,
+    kind: Kind,
+    order: Order,
+    kinds: Mapping[fx.Node, Kind],
+    outputs: Mapping[Source, Layout],
+) -> Source | None:
+    """Return the buffer where a layer finds a node's output: the node's, its copy in the layer's order, or None."""
+    if node is None or kinds.get(node) != kind:
+        return None
+    return node if outputs[node].order == order else Turned(node, kind[1])
+
+
+def _turned_layout(
+    turned: Turned,
+    x: Layout,
+    layers: Mapping[fx.Node, Layer],
+    shapes: Mapping[fx.Node, ConvShape],
+    families: Mapping[fx.Node, str],
+) -> Layout:
+    """Return the layout of a copy: with what its readers need, if it is channels-last."""
+    if x.order == "nhwc":
+        return Layout("nchw", x.batch, turned.channels, x.spatial)
+    halo = wanted_halo(turned.node, ("conv", turned.dims), layers, shapes, families)
+    return Layout("nhwc", x.batch, spread_channels(turned.channels), x.spatial, halo)
+
+
 def _pool_layout(
     pool: Pooling,
     layers: Mapping[fx.Node, Layer],
@@ -173,6 +207,8 @@ def _pool_layout(
     families: Mapping[fx.Node, str],
 ) -> Layout:
     """Return the layout of a pool's output: with what its readers need, if they are row-lane layers."""
+    if pool.order == "nchw":
+        return Layout("nchw", pool.batch, pool.channels, pool.spatial_out)
     read = any(families.get(user) == "rows" for user in pool.node.users)
     channels = spread_channels(pool.channels) if read else pool.channels
     halo = wanted_halo(pool.node, _POOL_KIND, layers, shapes, families)
@@ -183,8 +219,8 @@ def _input_layout(
     layer: Layer,
     shape: ConvShape,
     family: str,
-    source: fx.Node | None,
-    outputs: Mapping[fx.Node, Layout],
+    source: Source | None,
+    outputs: Mapping[Source, Layout],
     layers: Mapping[fx.Node, Layer],
     shapes: Mapping[fx.Node, ConvShape],
     families: Mapping[fx.Node, str],

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from fxprune.codegen.cpu.pool import PoolWorkload
-from fxprune.codegen.kernel import BoundUnary
 from fxprune.codegen.workload import NO_HALO, Layout, Triple
 from fxprune.layer import Layer, find_layer
 from fxprune.lowering.choice import Choice
 from fxprune.lowering.dense import find_packed_obstacle
-from fxprune.lowering.modules import Port
+from fxprune.lowering.turn import Source
 from fxprune.nodes import annotation_of, bind
 
 _aten = torch.ops.aten
 _MAX = frozenset({_aten.max_pool2d.default})
+_AVERAGE = frozenset({_aten.avg_pool2d.default})
 _MEAN = frozenset({_aten.adaptive_avg_pool2d.default, _aten.mean.dim})
 _IMAGE_AXES = ({-2, -1}, {2, 3})
 
@@ -37,6 +37,7 @@ class Pooling:
         kernel: Height and width of the window.
         stride: Steps of the window.
         padding: Cells before the image.
+        order: How its input and output lie: channels-last or as planes.
     """
 
     node: fx.Node
@@ -45,6 +46,7 @@ class Pooling:
     kernel: Pair
     stride: Pair
     padding: Pair
+    order: Literal["nhwc", "nchw"] = "nhwc"
 
     @property
     def batch(self) -> int:
@@ -71,7 +73,7 @@ class Pooling:
 def find_pools(
     graph: fx.Graph, layers: Mapping[fx.Node, Layer], choices: Mapping[fx.Node, Choice]
 ) -> dict[fx.Node, Pooling]:
-    """Return the pooling nodes between channels-last tensors; none where all layers stay on torch.
+    """Return the pooling nodes that read kernels or channels-last tensors; none where all layers stay on torch.
 
     Args:
         graph: The graph.
@@ -83,21 +85,19 @@ def find_pools(
         return found
     for node in graph.nodes:
         pool = _read(node)
-        if pool is None or any(_is_planes(user, choices) for user in node.users):
+        if pool is None:
             continue
         source, family = pool.input, _family(pool.input, choices)
-        rows = family == "rows" and layers[source].kind == "conv" and layers[source].dims == 2
-        if source in found or rows or (family == "dense" and _is_packed(source)):
-            found[node] = pool
+        image = family != "dense" and layers[source].kind == "conv" and layers[source].dims == 2
+        if source in found:
+            found[node] = replace(pool, order=found[source].order)
+        elif image or (family == "dense" and _is_packed(source)):
+            found[node] = replace(pool, order="nchw" if family == "pixels" else "nhwc")
     return found
 
 
 def _family(node: fx.Node, choices: Mapping[fx.Node, Choice]) -> str:
     return choices[node].family if node in choices else "dense"
-
-
-def _is_planes(node: fx.Node, choices: Mapping[fx.Node, Choice]) -> bool:
-    return _family(node, choices) == "pixels"
 
 
 def _is_packed(node: fx.Node) -> bool:
@@ -113,12 +113,14 @@ def _is_packed(node: fx.Node) -> bool:
 
 def _read(node: fx.Node) -> Pooling | None:
     """Return a pooling node of float32 images as a kernel can run it."""
-    if node.op != "call_function" or node.target not in _MAX | _MEAN:
+    if node.op != "call_function" or node.target not in _MAX | _AVERAGE | _MEAN:
         return None
     fake = node.args[0].meta["val"] if isinstance(node.args[0], fx.Node) else None
     if not isinstance(fake, torch.Tensor) or fake.dtype != torch.float32 or fake.ndim != 4 or not fake.numel():
         return None
-    return _read_max(node) if node.target in _MAX else _read_mean(node)
+    if node.target in _MAX:
+        return _read_max(node)
+    return _read_average(node) if node.target in _AVERAGE else _read_mean(node)
 
 
 def _read_max(node: fx.Node) -> Pooling | None:
@@ -129,6 +131,19 @@ def _read_max(node: fx.Node) -> Pooling | None:
         return None
     assert isinstance(node.args[0], fx.Node)
     return Pooling(node, node.args[0], "max", kernel, stride, padding)
+
+
+def _read_average(node: fx.Node) -> Pooling | None:
+    """Read a mean over windows that all lie inside the image."""
+    arguments = bind(node)
+    kernel, padding = _pair(arguments["kernel_size"]), _pair(arguments["padding"])
+    stride = _pair(arguments["stride"]) if arguments["stride"] else kernel
+    assert isinstance(node.args[0], fx.Node)
+    sizes = zip(node.meta["val"].shape[2:], node.args[0].meta["val"].shape[2:], kernel, stride, strict=True)
+    inside = all((out - 1) * step + window <= size for out, size, window, step in sizes)
+    if padding != (0, 0) or arguments["divisor_override"] is not None or not inside or not node.meta["val"].numel():
+        return None
+    return Pooling(node, node.args[0], "mean", kernel, stride, padding)
 
 
 def _read_mean(node: fx.Node) -> Pooling | None:
@@ -151,7 +166,7 @@ def _pair(values: object) -> Pair:
     return numbers[0], numbers[-1]
 
 
-def pool_workload(pool: Pooling, outputs: Mapping[fx.Node, Layout], lanes: int, threads: int) -> PoolWorkload:
+def pool_workload(pool: Pooling, outputs: Mapping[Source, Layout], lanes: int, threads: int) -> PoolWorkload:
     """Return what the kernel of a pooling node computes.
 
     Args:
@@ -160,7 +175,7 @@ def pool_workload(pool: Pooling, outputs: Mapping[fx.Node, Layout], lanes: int, 
         lanes: float32 lanes of a vector.
         threads: Threads of the kernel.
     """
-    plain = Layout("nhwc", pool.batch, pool.channels, pool.spatial_in, NO_HALO)
+    plain = Layout(pool.order, pool.batch, pool.channels, pool.spatial_in, NO_HALO)
     x, y = outputs.get(pool.input, plain), outputs[pool.node]
     return PoolWorkload(pool.kind, pool.channels, x, y, pool.kernel, pool.stride, pool.padding, lanes, threads)
 
@@ -190,36 +205,3 @@ def pool_of_rows(layer: Layer, pools: Mapping[fx.Node, Pooling]) -> fx.Node | No
     ):
         return None
     return node
-
-
-class PoolModule(nn.Module):
-    """One pooling operator run by a kernel.
-
-    Args of forward: x, the tensor of the graph; one that lies in a planned buffer is only awaited.
-
-    Attributes:
-        bound: The kernel.
-        output: The output buffer, viewed as the node's output.
-        is_static: Whether its input lies in a planned buffer.
-    """
-
-    def __init__(self, bound: BoundUnary, output: torch.Tensor, port: Port | None) -> None:
-        """Bind a kernel to its place in the graph.
-
-        Args:
-            bound: The kernel.
-            output: The output buffer, viewed as the node's output.
-            port: How the input enters, None if it lies in a planned buffer.
-        """
-        super().__init__()
-        self.bound, self.output, self.is_static = bound, output, port is None
-        self._port = port
-        self._spare: list[torch.Tensor] = []
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the kernel; the result lies in the planned buffer and is overwritten by the next call."""
-        if self._port is None:
-            self.bound.run()
-        else:
-            self.bound.run_with(self._port.flatten(x, self._spare))
-        return self.output

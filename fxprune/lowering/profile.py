@@ -12,8 +12,7 @@ from torch.fx.node import Argument, Target
 
 from fxprune.lowering.chain import ChainModule
 from fxprune.lowering.measure import time_calls
-from fxprune.lowering.modules import KernelModule, StageModule
-from fxprune.lowering.pool import PoolModule
+from fxprune.lowering.modules import KernelModule, StageModule, UnaryModule
 from fxprune.lowering.program import Program
 from fxprune.lowering.turns import split_inputs
 
@@ -39,7 +38,7 @@ class _Timer(fx.Interpreter):
             return result
         start = time.perf_counter()
         result = module(*args, **kwargs)
-        (self.kernels if isinstance(module, ChainModule | PoolModule) else self.operators).append(
+        (self.kernels if isinstance(module, ChainModule | UnaryModule) else self.operators).append(
             time.perf_counter() - start
         )
         return result

@@ -12,6 +12,7 @@ from torch import fx, nn
 from fxprune.codegen.ahead import look_ahead
 from fxprune.codegen.build import Library
 from fxprune.codegen.cpu.pool import PoolWorkload, build_pool_kernel
+from fxprune.codegen.cpu.pool_planes import build_plane_pool_kernel
 from fxprune.codegen.cpu.stage import build_stage_kernel
 from fxprune.codegen.kernel import BoundKernel, BoundUnary, LayerKernel, make_kernel
 from fxprune.codegen.memory import Pool
@@ -24,11 +25,12 @@ from fxprune.lowering.chain import chain_kernels
 from fxprune.lowering.choice import Case, Choice, constant
 from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
-from fxprune.lowering.modules import KernelModule, Port, StageModule
+from fxprune.lowering.modules import KernelModule, Port, StageModule, UnaryModule
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
-from fxprune.lowering.pool import Pooling, PoolModule, find_pools, pool_workload
+from fxprune.lowering.pool import Pooling, find_pools, pool_workload
 from fxprune.lowering.recipe import write_recipe
 from fxprune.lowering.rewrite import copy_graph, drop_constants, place_layers
+from fxprune.lowering.turn import LoweredTurn, Source, bind_turns, insert_turns, make_turns
 from fxprune.lowering.turns import join_outputs, split_inputs
 from fxprune.nodes import module_path
 
@@ -139,6 +141,7 @@ def lower(
     scripts: dict[str, str] = {}
     lowered = _make_kernels(cases, choices, placements, scripts, target)
     pools = _make_pools(found, outputs, scripts, target)
+    turns = make_turns(outputs, scripts, _ANY_NAME, target)
     copies = _make_copies(placements, scripts, target)
     texts = {name: _named(text, name) for text, name in scripts.items()}
     library = build(texts, target) if texts else None
@@ -149,10 +152,13 @@ def lower(
     for node, new in placed.items():
         (lowered[node] if node in lowered else pools[node]).new = new
     _skip_views(result, lowered, pools)
+    insert_turns(result, turns, placed)
+    _read_turns(lowered, turns)
     stages = _insert_stages(result, lowered, cases, copies, library)
-    arena, scratch = _allocate(result, lowered, pools)
+    arena, scratch = _allocate(result, lowered, pools, turns)
     _bind_kernels(result, lowered, cases, stages, arena, scratch, library)
     _bind_pools(result, pools, arena, library)
+    bind_turns(result, turns, arena, library)
     drop_constants(result)
     if library is not None:
         chain_kernels(result, library)
@@ -196,13 +202,14 @@ def _make_kernels(
 
 
 def _make_pools(
-    found: Mapping[fx.Node, Pooling], outputs: Mapping[fx.Node, Layout], scripts: dict[str, str], target: CpuTarget
+    found: Mapping[fx.Node, Pooling], outputs: Mapping[Source, Layout], scripts: dict[str, str], target: CpuTarget
 ) -> dict[fx.Node, _LoweredPool]:
     """Write the kernel of every pooling node; equal texts share one function."""
     pools: dict[fx.Node, _LoweredPool] = {}
     for node, pool in found.items():
         work = pool_workload(pool, outputs, target.lanes, target.threads)
-        name = scripts.setdefault(build_pool_kernel(_ANY_NAME, work), f"pool_{len(scripts)}")
+        text = (build_pool_kernel if pool.order == "nhwc" else build_plane_pool_kernel)(_ANY_NAME, work)
+        name = scripts.setdefault(text, f"pool_{len(scripts)}")
         pools[node] = _LoweredPool(node, node, pool.input, work, name)
     return pools
 
@@ -229,10 +236,19 @@ def _skip_views(
 ) -> None:
     """Let a layer that reads the buffer of a pool read its node, not a view of it that nothing else needs."""
     for item in lowered.values():
-        pool = pools.get(item.placement.source) if item.placement.source is not None else None
-        if pool is not None:
-            item.new.args = (pool.new, *item.new.args[1:])
+        source = item.placement.source
+        if isinstance(source, fx.Node) and source in pools:
+            item.new.args = (pools[source].new, *item.new.args[1:])
     result.graph.eliminate_dead_code()
+
+
+def _read_turns(lowered: Mapping[fx.Node, _Lowered], turns: Mapping[Source, LoweredTurn]) -> None:
+    """Let a layer whose order is not that of a buffer read the copy's node."""
+    for item in lowered.values():
+        sources = (item.placement.source, item.placement.residual_source)
+        for index, source in enumerate(sources):
+            if source is not None and source in turns:
+                item.new.update_arg(index, turns[source].new)
 
 
 def _insert_stages(
@@ -267,18 +283,23 @@ def _insert_stages(
 
 
 def _allocate(
-    result: fx.GraphModule, lowered: Mapping[fx.Node, _Lowered], pools: Mapping[fx.Node, _LoweredPool]
-) -> tuple[dict[fx.Node | str, torch.Tensor], torch.Tensor]:
-    """Place every kernel's output in one arena; key "" is the arena itself."""
+    result: fx.GraphModule,
+    lowered: Mapping[fx.Node, _Lowered],
+    pools: Mapping[fx.Node, _LoweredPool],
+    turns: Mapping[Source, LoweredTurn],
+) -> tuple[dict[Source | str, torch.Tensor], torch.Tensor]:
+    """Place every kernel's output and every copy in one arena; key "" is the arena itself."""
     index = {node: position for position, node in enumerate(result.graph.nodes)}
     last = last_uses(result.graph)
-    layouts = {item: item.placement.work.y for item in lowered.values()} | {
-        item: item.work.y for item in pools.values()
+    layouts: dict[_Lowered | _LoweredPool | LoweredTurn, Layout] = {
+        **{item: item.placement.work.y for item in lowered.values()},
+        **{item: item.work.y for item in pools.values()},
+        **{item: item.y for item in turns.values()},
     }
     intervals = [Interval(y.numel, index[item.new], last[item.new]) for item, y in layouts.items()]
     places, size = plan_memory(intervals)
     whole = Pool(size).cells
-    arena: dict[fx.Node | str, torch.Tensor] = {"": whole}
+    arena: dict[Source | str, torch.Tensor] = {"": whole}
     for (item, y), place in zip(layouts.items(), places, strict=True):
         arena[item.node] = whole[place : place + y.numel]
     cells = max((item.kernel.scratch_cells for item in lowered.values()), default=0)
@@ -291,7 +312,7 @@ def _bind_kernels(
     lowered: Mapping[fx.Node, _Lowered],
     cases: Mapping[fx.Node, Case],
     stages: Mapping[fx.Node, StageModule],
-    arena: Mapping[fx.Node | str, torch.Tensor],
+    arena: Mapping[Source | str, torch.Tensor],
     scratch: torch.Tensor,
     library: Library | None,
 ) -> None:
@@ -319,7 +340,7 @@ def _bind_kernels(
 def _bind_pools(
     result: fx.GraphModule,
     pools: Mapping[fx.Node, _LoweredPool],
-    arena: Mapping[fx.Node | str, torch.Tensor],
+    arena: Mapping[Source | str, torch.Tensor],
     library: Library | None,
 ) -> None:
     for node, item in pools.items():
@@ -328,5 +349,5 @@ def _bind_pools(
         output = buffer_view(arena[node], item.work.y, 2, (*shape, 1, 1)[:4]).reshape(shape)
         x = arena.get(item.input)
         bound = BoundUnary(library[item.function], x, arena[node])
-        module = PoolModule(bound, output, Port(item.work.x, "conv", 2) if x is None else None)
+        module = UnaryModule(bound, output, Port(item.work.x, "conv", 2) if x is None else None)
         result.set_submodule(str(item.new.target), module)

@@ -55,10 +55,11 @@ def _compile(monkeypatch: pytest.MonkeyPatch, between: Between, end: Between = _
         lambda x: F.max_pool2d(x, 3, 2, 1),
         lambda x: F.max_pool2d(x, (3, 2), (2, 1), ceil_mode=True),
         lambda x: F.max_pool2d(F.max_pool2d(x, 2), 3, 1, 1),
+        lambda x: F.avg_pool2d(x, (3, 2), (2, 1)),
     ],
-    ids=["halves", "padded", "uneven", "twice"],
+    ids=["halves", "padded", "uneven", "twice", "average"],
 )
-def test_max_pool_is_a_kernel(monkeypatch: pytest.MonkeyPatch, between: Between) -> None:
+def test_a_pool_of_windows_is_a_kernel(monkeypatch: pytest.MonkeyPatch, between: Between) -> None:
     _, count = _compile(monkeypatch, between)
     assert count >= 2
 
@@ -77,13 +78,17 @@ def test_what_the_kernel_does_not_know_stays_on_torch(monkeypatch: pytest.Monkey
     _, count = _compile(monkeypatch, lambda x: F.max_pool2d(x, 3, 1, 1, dilation=1).sigmoid(), lambda x: x.amax((2, 3)))
     assert count == 1
     _, count = _compile(
-        monkeypatch, lambda x: F.max_pool2d(x, 2, dilation=2), lambda x: x.mean((1, 2))[:, :1].expand(-1, 64)
+        monkeypatch,
+        lambda x: F.max_pool2d(x, 2, dilation=2),
+        lambda x: F.avg_pool2d(x, 3, 1, 1).mean((1, 2))[:, :1].expand(-1, 64),
     )
     assert count == 0
 
 
-def test_planes_are_pooled_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planes_are_pooled_as_planes(monkeypatch: pytest.MonkeyPatch) -> None:
     force_kernels(monkeypatch, "pixels")
-    monkeypatch.setattr("fxprune.lowering.program.build_pool_kernel", lambda *_: pytest.fail("a pool of planes"))
+    monkeypatch.setattr("fxprune.lowering.program.build_pool_kernel", lambda *_: pytest.fail("planes channels-last"))
     model = _Net(lambda x: F.max_pool2d(x, 2), _whole).eval()
-    check(model, draw_masks(model, row_groups(32)), torch.randn(1, 8, 12, 10))
+    compiled = check(model, draw_masks(model, row_groups(32)), torch.randn(1, 8, 12, 10))
+    called = [str(node.target) for node in compiled.graph_module.graph.nodes if node.op == "call_function"]
+    assert not any("pool" in name or "mean" in name for name in called)

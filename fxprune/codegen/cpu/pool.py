@@ -30,8 +30,8 @@ class PoolWorkload:
     Attributes:
         kind: "max", or "mean" over windows that lie inside the image.
         channels: C, those of them that are no padding.
-        x: Layout of the input, channels-last.
-        y: Layout of the output, channels-last.
+        x: Layout of the input, channels-last or planes.
+        y: Layout of the output, in the same order.
         kernel: Height and width of the window.
         stride: Steps of the window.
         padding: Cells before the image that the first windows reach to, less than the window.
