@@ -31,8 +31,8 @@ from fxprune.lowering.measure import time_calls
 from fxprune.lowering.profile import profile
 from fxprune.lowering.program import Build, Program, lower
 from fxprune.lowering.select import NOISE, select
-from fxprune.lowering.turns import take_turns
 from fxprune.lowering.whole import WholeTimes, recall_whole, record_whole, whole_text
+from fxprune.microbatch import split_batch
 from fxprune.nodes import annotation_of, module_path
 from fxprune.passes import PassRecord
 from fxprune.records.database import Database
@@ -114,7 +114,7 @@ def search(
         executor: Runs the trials; None = this process.
         progress: Is told of every step.
     """
-    return Search(find_cases(take_turns(gm).graph_module)[0], target, tuning.known, executor, progress).run(
+    return Search(find_cases(split_batch(gm).graph_module)[0], target, tuning.known, executor, progress).run(
         tuning.effort.seconds
     )
 
@@ -199,24 +199,24 @@ def decide(
         measure: Choose by timing on this machine.
         tuning: Records of earlier measurements, and how long to search for more.
     """
-    turns = take_turns(gm)
-    cases, obstacles = find_cases(turns.graph_module)
+    parts = split_batch(gm)
+    cases, obstacles = find_cases(parts.graph_module)
     known = None if tuning is None else tuning.known
     if tuning is not None and tuning.effort.level == "max":
         with TerminalProgress() as progress:
             search(gm, target, tuning, None, progress)
     choices = select(cases, target, measure=measure, known=known)
     cases = _regroup({node: choice.group_height for node, choice in choices.items()}, cases)
-    program = lower(turns.graph_module, cases, choices, target, images=turns.images)
+    program = lower(parts.graph_module, cases, choices, target, images=parts.images)
     times = _time_whole(gm, program, inputs, target, known) if measure and program.kernels else None
     program, choices, verdict = _guard(gm, program, choices, target, times)
-    reports = report_layers(turns.graph_module, cases, choices, obstacles, facts, program.kernels)
-    layers = tuple(_over_turns(report, turns.count) for report in reports)
+    reports = report_layers(parts.graph_module, cases, choices, obstacles, facts, program.kernels)
+    layers = tuple(_over_batch(report, parts.count) for report in reports)
     return Decision(program, layers, verdict, times.overhead if times and program.kernels else None)
 
 
-def _over_turns(report: LayerReport, count: int) -> LayerReport:
-    """Return what a layer does in all turns of a batch."""
+def _over_batch(report: LayerReport, count: int) -> LayerReport:
+    """Return what a layer does in all micro-batches."""
     if count == 1:
         return report
     batch, *rest = report.output_shape
@@ -231,7 +231,7 @@ def _over_turns(report: LayerReport, count: int) -> LayerReport:
         predicted_us=predicted,
         measured_us=measured,
         dense_us=dense,
-        reason=f"{report.reason}; {count} turns of {batch}",
+        reason=f"{report.reason}; {count} micro-batches of {batch}",
     )
 
 
@@ -272,9 +272,9 @@ def restore(
         heights: Heights that row groups were covered for, by node name, where not those of the annotations.
         target: The CPU.
         build: Makes the library.
-        images: Images of a turn; None = the whole batch at once.
+        images: Images of a micro-batch; None = the whole batch at once.
     """
-    gm = gm if images is None else take_turns(gm, images).graph_module
+    gm = gm if images is None else split_batch(gm, images).graph_module
     cases = find_cases(gm)[0] if schedules else {}
     cases = _regroup({node: heights.get(node.name) for node in cases}, cases)
     choices = {node: Choice(schedules.get(node.name), "") for node in cases}

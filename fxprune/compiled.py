@@ -206,7 +206,7 @@ class CompiledModule(nn.Module):
 
     @property
     def graph_module(self) -> fx.GraphModule:
-        """The lowered graph, for the input shapes compiled last; of a batch that is computed in turns, that of one turn.
+        """The lowered graph, for the input shapes compiled last; for micro-batches, that of one of them.
 
         Raises:
             FxpruneError: Nothing was compiled yet.

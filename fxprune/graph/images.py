@@ -33,12 +33,16 @@ _IMAGE_OPERATORS: Mapping[str, int] = {
     "pixel_shuffle": 4,
     "pixel_unshuffle": 4,
     "batch_norm": 3,
+    "_native_batch_norm_legit_no_training": 3,
     "group_norm": 3,
     "dropout": 2,
     "contiguous": 2,
     "clone": 2,
 }
 """Operators whose first input is per image if it has at least so many axes; other tensors they read are constants."""
+
+_FIRST_RESULT = frozenset({"_native_batch_norm_legit_no_training"})
+"""Operators whose other results are not per image."""
 
 _AXIS_OPERATORS = frozenset(
     {
@@ -115,8 +119,9 @@ def batch_of(gm: fx.GraphModule) -> int | None:
 def _keeps_images(node: fx.Node, per_image: set[fx.Node], batch: int) -> bool:
     """Whether a node that reads something per image is per image itself."""
     if node.target is operator.getitem:
-        return True
-    if not all(_is_tensor(result, batch) for result in _results(node)):
+        return _is_tensor(node, batch)
+    results = _results(node)
+    if not all(_is_tensor(result, batch) for result in (results[:1] if _name(node) in _FIRST_RESULT else results)):
         return False
     layer = find_layer(node)
     if layer is not None:

@@ -13,8 +13,8 @@ from torch.fx.node import Argument, Target
 from fxprune.lowering.chain import ChainModule
 from fxprune.lowering.measure import time_calls
 from fxprune.lowering.modules import KernelModule, StageModule, UnaryModule
+from fxprune.lowering.parts import split_inputs
 from fxprune.lowering.program import Program
-from fxprune.lowering.turns import split_inputs
 
 _RUNS = 15
 """Runs of the whole graph that are timed node by node; the best of each node counts."""
@@ -62,15 +62,15 @@ def profile(program: Program, inputs: Sequence[object]) -> dict[str, float]:
         outside both (`outside_us`: glue, layout conversions, hand-over), and `share`, outside over the whole.
     """
     whole = time_calls([lambda: program.run(inputs)], rounds=_RUNS)[0]
-    turns = [inputs] if program.images is None else split_inputs(inputs, program.images)
+    parts = [inputs] if program.images is None else split_inputs(inputs, program.images)
     runs = []
     with torch.no_grad():
         for _ in range(_RUNS):
             timer = _Timer(program.graph_module)
-            timer.run(*turns[0])
+            timer.run(*parts[0])
             runs.append(timer)
-    kernels = _sum_of_best([timer.kernels for timer in runs]) * len(turns)
-    operators = _sum_of_best([timer.operators for timer in runs]) * len(turns)
+    kernels = _sum_of_best([timer.kernels for timer in runs]) * len(parts)
+    operators = _sum_of_best([timer.operators for timer in runs]) * len(parts)
     outside = max(0.0, whole - kernels - operators)
     return {
         "whole_us": whole * 1e6,

@@ -26,12 +26,12 @@ from fxprune.lowering.choice import Case, Choice, constant
 from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
 from fxprune.lowering.modules import KernelModule, Port, StageModule, UnaryModule
+from fxprune.lowering.parts import join_outputs, split_inputs
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
 from fxprune.lowering.pool import Pooling, find_pools, pool_workload
 from fxprune.lowering.recipe import write_recipe
 from fxprune.lowering.rewrite import copy_graph, drop_constants, place_layers
 from fxprune.lowering.turn import LoweredTurn, Source, bind_turns, insert_turns, make_turns
-from fxprune.lowering.turns import join_outputs, split_inputs
 from fxprune.nodes import module_path
 
 
@@ -44,7 +44,7 @@ class Program:
         arena_bytes: Bytes of all planned activations.
         library: The kernels; None if there are none.
         recipe: What `lower` needs besides the graph to make this program again, as JSON.
-        images: Images that the graph takes, if a batch is computed in turns; None = all at once.
+        images: Images that the graph takes, if a batch is computed in micro-batches; None = all at once.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Program:
         with self._lock, torch.no_grad():
             if self.images is None:
                 return self._run(inputs)
-            return join_outputs([self._run(turn) for turn in split_inputs(inputs, self.images)])
+            return join_outputs([self._run(part) for part in split_inputs(inputs, self.images)])
 
     def _run(self, inputs: Sequence[object]) -> list[object]:
         return [self._own(output) for output in self.graph_module.forward(*inputs)]
@@ -125,7 +125,7 @@ def lower(
         choices: What runs them; a layer without a choice stays dense.
         target: The CPU.
         build: Makes the library.
-        images: Images of the graph, if it is one turn of a batch.
+        images: Images of the graph, if it is a micro-batch.
     """
     lowered_graph, mapped = copy_graph(gm)
     layers = {node: case.layer for node, case in cases.items()}

@@ -15,13 +15,13 @@ from fxprune.lowering.choice import Choice
 def write_recipe(
     choices: Mapping[fx.Node, Choice], target: CpuTarget, texts: Mapping[str, str], images: int | None
 ) -> dict[str, object]:
-    """Return target, images of a turn, schedules by node, and digests of the functions' texts, which their code is of.
+    """Return target, images of a micro-batch, schedules by node, and the digest of every function's text.
 
     Args:
         choices: What runs every layer.
         target: The CPU.
         texts: TVMScript of each function by its global symbol.
-        images: Images of a turn; None = the whole batch at once.
+        images: Images of a micro-batch; None = the whole batch at once.
     """
     schedules = {node.name: choice.schedule for node, choice in choices.items() if choice.schedule is not None}
     heights = {node.name: choice.group_height for node, choice in choices.items() if choice.group_height is not None}

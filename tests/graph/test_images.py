@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.networks import Function, build, image
 
 BATCH = 4
 
-Net = Callable[[nn.Module, torch.Tensor], object]
+Net = Callable[[Any, torch.Tensor], object]
 
 
 def _parts() -> dict[str, nn.Module]:
@@ -27,22 +28,22 @@ def _parts() -> dict[str, nn.Module]:
     }
 
 
-def _residual(m: nn.Module, x: torch.Tensor) -> object:
+def _residual(m: Any, x: torch.Tensor) -> object:
     y = torch.relu(m.norm(m.conv(x)))
     return F.max_pool2d(torch.cat([y + y * 2, y], 1), 2)
 
 
-def _classifier(m: nn.Module, x: torch.Tensor) -> object:
+def _classifier(m: Any, x: torch.Tensor) -> object:
     return torch.softmax(m.head(torch.flatten(F.adaptive_avg_pool2d(m.conv(x), 1), 1)), -1)
 
 
-def _gated(m: nn.Module, x: torch.Tensor) -> object:
+def _gated(m: Any, x: torch.Tensor) -> object:
     y = m.conv(x)
     scale = torch.sigmoid(m.gate(y.mean((2, 3)))).view(BATCH, 8, 1, 1)
     return y * scale, m.up(y)
 
 
-def _shuffled(m: nn.Module, x: torch.Tensor) -> object:
+def _shuffled(m: Any, x: torch.Tensor) -> object:
     one, two = m.conv(x).chunk(2, 1)
     return torch.cat([two, one], 1).view(BATCH, 4, 2, -1).reshape(BATCH, -1)
 

@@ -1,12 +1,11 @@
-"""A batch in turns of a few images: the activations of many images do not fit the caches.
+"""A batch in micro-batches: the activations of many images do not fit the caches.
 
-How many images a turn takes is predicted from the bytes that come from memory: the activations of layers that outgrow
-the caches, once a call, against all weights, once a turn.
+How many images one of them takes is predicted from the bytes that come from memory: the activations of layers that
+outgrow the caches, once a call, against all weights, once a micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,13 +23,13 @@ _LAUNCH_BYTES = 60e3
 
 
 @dataclass(frozen=True, eq=False)
-class Turns:
+class MicroBatches:
     """How a batch is computed.
 
     Attributes:
-        graph_module: The graph of one turn.
-        images: Images of a turn; None = all at once.
-        count: Number of turns.
+        graph_module: The graph of one micro-batch.
+        images: Images of a micro-batch; None = all at once.
+        count: Number of micro-batches.
     """
 
     graph_module: fx.GraphModule
@@ -38,23 +37,23 @@ class Turns:
     count: int = 1
 
 
-def take_turns(gm: fx.GraphModule, images: int | None = None) -> Turns:
-    """Cut the batch of a graph into turns, if every image is computed on its own and turns are predicted to be faster.
+def split_batch(gm: fx.GraphModule, images: int | None = None) -> MicroBatches:
+    """Cut the batch of a graph into parts, if every image is computed on its own and that is predicted to be faster.
 
     Args:
         gm: The graph after all passes; it is not changed.
-        images: Images of a turn; None = as predicted.
+        images: Images of a micro-batch; None = as predicted.
     """
     batch = batch_of(gm)
     if batch is None:
-        return Turns(gm)
+        return MicroBatches(gm)
     chosen = images or _predict(gm, batch)
     small = for_images(gm, chosen) if chosen < batch else None
-    return Turns(gm) if small is None else Turns(small, chosen, batch // chosen)
+    return MicroBatches(gm) if small is None else MicroBatches(small, chosen, batch // chosen)
 
 
 def _predict(gm: fx.GraphModule, batch: int) -> int:
-    """Return the images of a turn, a divisor of the batch, that bring the fewest bytes from memory."""
+    """Return the images of a micro-batch, a divisor of the batch, that bring the fewest bytes from memory."""
     weights, activations = 0.0, []
     for node in gm.graph.nodes:
         layer, annotation = find_layer(node), annotation_of(node)
@@ -75,22 +74,3 @@ def _predict(gm: fx.GraphModule, batch: int) -> int:
 def _bytes(node: fx.Node) -> int:
     value = node.meta.get("val")
     return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
-
-
-def split_inputs(inputs: Sequence[object], images: int) -> list[list[object]]:
-    """Return the inputs of every turn.
-
-    Args:
-        inputs: Flat inputs; the first axis of every tensor is the batch.
-        images: Images of a turn.
-    """
-    batch = next(value.shape[0] for value in inputs if isinstance(value, torch.Tensor))
-    return [
-        [value[start : start + images] if isinstance(value, torch.Tensor) else value for value in inputs]
-        for start in range(0, batch, images)
-    ]
-
-
-def join_outputs(outputs: Sequence[Sequence[object]]) -> list[object]:
-    """Return the outputs of all turns as one batch."""
-    return [torch.cat(list(pieces)) for pieces in zip(*outputs, strict=True)]
