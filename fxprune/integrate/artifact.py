@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 
+from fxprune.codegen.memory import release_unused
 from fxprune.compiled import CompiledModule, Specialisation
 from fxprune.errors import ArtifactError, UnsupportedError
 from fxprune.frozen.artifact import FORMAT, GRAPH, SCHEMA, TENSORS, installed_versions, kernels_name
@@ -72,6 +73,8 @@ def load(path: str | os.PathLike[str], *, native: str = "trust") -> CompiledModu
     for number, part in enumerate(stored["parts"]):
         form, made = _read_part(container, number, part, tensors, native)
         compiled.adopt(form, made)
+    del container, tensors
+    release_unused()
     return compiled
 
 
