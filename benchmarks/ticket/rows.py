@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from benchmarks.result import write_json
 from benchmarks.ticket.arms import ARMS, Found, Masks
 from benchmarks.ticket.preset import Preset
 from fxprune import ChangedMasks
@@ -113,9 +114,7 @@ def count_dead_rows(masks: Mapping[str, Tensor]) -> int:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows of one seed, whole or not at all."""
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
-    draft.replace(path)
+    write_json(path, [dataclasses.asdict(row) for row in rows])
 
 
 def read_rows(path: Path) -> list[Row]:
