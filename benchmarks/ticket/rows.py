@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from benchmarks.result import write_json
-from benchmarks.ticket.arms import ARMS, Found, Masks
+from benchmarks.ticket.arms import Found, Masks
 from benchmarks.ticket.preset import Preset
 from fxprune import ChangedMasks
 from fxprune.lottery import Lottery, Ticket, measure_density
@@ -49,7 +49,7 @@ class Row:
 
 
 def train_seed(preset: Preset, lottery: Lottery[Labelled]) -> list[Row]:
-    """Find the tickets of one seed and train every arm; what is done already is read back.
+    """Find the tickets of one seed and train every arm of the preset; what is done already is read back.
 
     Args:
         preset: The size of the experiment.
@@ -62,7 +62,7 @@ def train_seed(preset: Preset, lottery: Lottery[Labelled]) -> list[Row]:
         if number not in preset.at:
             continue
         found = Found(lottery, number, ticket, lottery.build(ticket))
-        for arm in ARMS:
+        for arm in preset.arms:
             masks = arm.make(found)
             trained = lottery.train(name_ticket(arm.name, number), masks, arm.start)
             rows.append(_make_row(lottery, arm.name, number, trained, density, masks))
