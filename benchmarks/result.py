@@ -137,10 +137,19 @@ class BenchmarkRun:
 
     def write(self, path: Path) -> None:
         """Write the JSON file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".part")
-        draft.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
-        draft.replace(path)
+        write_json(path, self.to_dict())
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write a JSON file, whole or not at all; its folder is made.
+
+    Raises:
+        ValueError: A number is not finite.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    draft.replace(path)
 
 
 def start_run(threads: int, schedule: Schedule) -> BenchmarkRun:

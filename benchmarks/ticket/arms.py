@@ -125,7 +125,7 @@ ARMS = (
     Arm("vectors-8-reinit", "regroup 8, random weights", _regroup_8, "reinit", mask_of="vectors-8"),
     Arm("vectors-16", "regroup 16", _regroup_16, regrouped=True),
     Arm("vectors-8-global", "regroup 8, one budget", _regroup_8_global, regrouped=True),
-    Arm(AS_PAPER, "regroup 16, stored as paper", _regroup_as_paper, regrouped=True),
+    Arm(AS_PAPER, "regroup 8, stored as paper", _regroup_as_paper, regrouped=True),
     Arm("one-shot", "one-shot, rewound", _cut_at_once),
     Arm("omp", "one-shot, fine-tuned (OMP)", _cut_at_once, "trained", mask_of="one-shot"),
     Arm("random", "random masks", _draw),

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.neighbours import NeighbourWatch
-from benchmarks.ticket.arms import ARMS, IMP
+from benchmarks.ticket.arms import IMP
 from benchmarks.ticket.engines import Built, build_dense, build_ticket
 from benchmarks.ticket.preset import Preset
 from benchmarks.ticket.rows import DENSE, find_arm_ticket
@@ -56,7 +56,7 @@ class Latency:
 
 def list_timed(preset: Preset) -> list[tuple[str, int]]:
     """List the arms and rounds that have masks of their own, the dense network first."""
-    arms = [IMP.name, *(arm.name for arm in ARMS if not arm.mask_of)]
+    arms = [IMP.name, *(arm.name for arm in preset.arms if not arm.mask_of)]
     return [(DENSE, 0), *((arm, number) for number in preset.at for arm in arms)]
 
 

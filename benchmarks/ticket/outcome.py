@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.result import BenchmarkRun
+from benchmarks.result import BenchmarkRun, write_json
 from benchmarks.ticket.latency import Latency
 from benchmarks.ticket.preset import Preset
 from benchmarks.ticket.rows import DENSE, Row
@@ -74,7 +73,4 @@ class Outcome:
             "latencies": [dataclasses.asdict(latency) for latency in self.latencies],
             "rows": [dataclasses.asdict(row) for row in self.rows],
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".part")
-        draft.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-        draft.replace(path)
+        write_json(path, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from benchmarks.ticket.arms import ARMS, AS_PAPER, PAPER, Arm
 from benchmarks.ticket.network import TicketNet
 from fxprune.lottery import Plan, Recipe, Task, measure_accuracy, train_batch
 from fxprune.lottery.data import Batches, Images, read_digits, read_mnist_5k, split_images
@@ -28,9 +29,10 @@ class Preset:
         per_class: Training images of each class; all others are the test set.
         recipe: How a network is trained.
         rounds: Rounds of pruning.
-        at: Rounds at which all arms are trained.
+        at: Rounds at which the arms are trained.
         seeds: Number of seeds.
         widths: Output channels of the convolutions behind the stem.
+        arm_names: Names of the arms that are trained beside the rounds.
     """
 
     name: str
@@ -41,6 +43,23 @@ class Preset:
     at: tuple[int, ...]
     seeds: int
     widths: tuple[int, ...] = (32, 128, 256)
+    arm_names: tuple[str, ...] = tuple(arm.name for arm in ARMS)
+
+    def __post_init__(self) -> None:
+        """Check the names.
+
+        Raises:
+            ValueError: An arm is not known.
+        """
+        known = [arm.name for arm in ARMS]
+        for name in self.arm_names:
+            if name not in known:
+                raise ValueError(f"there is no arm {name!r}; the arms are {', '.join(known)}")
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms that are trained beside the rounds."""
+        return tuple(arm for arm in ARMS if arm.name in self.arm_names)
 
     def make_plan(self, seed: int) -> Plan:
         """Make the plan of one seed."""
@@ -72,12 +91,18 @@ class Preset:
         return replace(self, recipe=replace(self.recipe, epochs=epochs, milestones=milestones))
 
 
+RULES = "rules"
+"""Name of the preset that compares two rules only: the recipe of `default`, deeper rounds, more seeds."""
+
+_DEEP = (4, 7, 10, 13, 16)
+
 PRESETS = {
     preset.name: preset
     for preset in (
         Preset("smoke", "digits", 100, Recipe(20, (10, 15), 64), rounds=6, at=(3, 6), seeds=1),
         Preset("default", "mnist-5k", 100, Recipe(16, (8, 12), 64), rounds=10, at=(4, 7, 10), seeds=4),
         Preset("full", "mnist-5k", 400, Recipe(30, (15, 22), 64), rounds=10, at=(4, 7, 10), seeds=4),
+        Preset(RULES, "mnist-5k", 100, Recipe(16, (8, 12), 64), 16, _DEEP, seeds=10, arm_names=(PAPER, AS_PAPER)),
     )
 }
 """By name; `default` is sized for two cores and half an hour."""

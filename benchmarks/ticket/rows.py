@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from benchmarks.ticket.arms import ARMS, Found, Masks
+from benchmarks.result import write_json
+from benchmarks.ticket.arms import Found, Masks
 from benchmarks.ticket.preset import Preset
 from fxprune import ChangedMasks
 from fxprune.lottery import Lottery, Ticket, measure_density
@@ -48,7 +49,7 @@ class Row:
 
 
 def train_seed(preset: Preset, lottery: Lottery[Labelled]) -> list[Row]:
-    """Find the tickets of one seed and train every arm; what is done already is read back.
+    """Find the tickets of one seed and train every arm of the preset; what is done already is read back.
 
     Args:
         preset: The size of the experiment.
@@ -61,7 +62,7 @@ def train_seed(preset: Preset, lottery: Lottery[Labelled]) -> list[Row]:
         if number not in preset.at:
             continue
         found = Found(lottery, number, ticket, lottery.build(ticket))
-        for arm in ARMS:
+        for arm in preset.arms:
             masks = arm.make(found)
             trained = lottery.train(name_ticket(arm.name, number), masks, arm.start)
             rows.append(_make_row(lottery, arm.name, number, trained, density, masks))
@@ -113,9 +114,7 @@ def count_dead_rows(masks: Mapping[str, Tensor]) -> int:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows of one seed, whole or not at all."""
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
-    draft.replace(path)
+    write_json(path, [dataclasses.asdict(row) for row in rows])
 
 
 def read_rows(path: Path) -> list[Row]:

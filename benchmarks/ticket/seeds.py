@@ -13,7 +13,6 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.console import open_progress
-from benchmarks.ticket.arms import ARMS
 from benchmarks.ticket.preset import Preset
 from benchmarks.ticket.rows import Row, read_rows
 from benchmarks.ticket.worker import find_rows_file, find_seed_folder
@@ -56,7 +55,7 @@ def run_seeds(preset: Preset, seeds: Sequence[int], folder: Path, console: Conso
 
 def count_trainings(preset: Preset) -> int:
     """Return the number of trainings of one seed."""
-    return 1 + preset.rounds + len(preset.at) * len(ARMS)
+    return 1 + preset.rounds + len(preset.at) * len(preset.arms)
 
 
 def _start(preset: Preset, seed: int, folder: Path) -> subprocess.Popen[bytes]:
