@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.result import write_json
 from benchmarks.ticket.arms import Found, Masks
 from benchmarks.ticket.preset import Preset
-from fxprune import ChangedMasks
+from fxprune import ChangedMasks, MaskChange
 from fxprune.lottery import Lottery, Ticket, measure_density
 from fxprune.lottery.task import Labelled
 
@@ -35,6 +35,7 @@ class Row:
         held: Share of the round's kept |w| that the arm's masks keep; None if they were not made from them.
         dead_rows: Rows without a kept weight, of all prunable layers.
         refused: Layers whose mask stayed unstructured.
+        grouped_held: `held` of the other layers alone; None if there are none.
     """
 
     seed: int
@@ -46,6 +47,7 @@ class Row:
     held: float | None
     dead_rows: int
     refused: int
+    grouped_held: float | None = None
 
 
 def train_seed(preset: Preset, lottery: Lottery[Labelled]) -> list[Row]:
@@ -93,7 +95,6 @@ def _make_row(
     if ticket.trained.score is None:
         raise ValueError(f"{ticket.name} has no accuracy; the task needs an evaluate function")
     changes = masks.changes if isinstance(masks, ChangedMasks) else ()
-    before = sum(change.weight_before for change in changes)
     return Row(
         seed=lottery.plan.seed,
         arm=arm,
@@ -101,10 +102,16 @@ def _make_row(
         accuracy=ticket.trained.score,
         density=measure_density(ticket.masks) if ticket.masks else 1.0,
         imp_density=imp_density,
-        held=sum(change.weight_kept for change in changes) / before if before else None,
+        held=_find_held(changes),
         dead_rows=count_dead_rows(ticket.masks),
         refused=sum(change.refused for change in changes),
+        grouped_held=_find_held([change for change in changes if not change.refused]),
     )
+
+
+def _find_held(changes: Sequence[MaskChange]) -> float | None:
+    before = sum(change.weight_before for change in changes)
+    return sum(change.weight_kept for change in changes) / before if before else None
 
 
 def count_dead_rows(masks: Mapping[str, Tensor]) -> int:

@@ -79,6 +79,11 @@ def test_a_pair_has_one_ticket_and_as_many_stored_weights(tiny_rows: list[Row]) 
         assert pair.ours.held is not None
         assert pair.paper.held is not None
         assert pair.ours.held > pair.paper.held
+        assert pair.ours.refused == pair.paper.refused == 2
+        assert pair.ours.grouped_held is not None
+        assert pair.paper.grouped_held is not None
+        assert pair.ours.grouped_held < pair.ours.held  # the layers that stay hold all of theirs
+        assert pair.ours.grouped_held > pair.paper.grouped_held
 
 
 def test_lines_are_means_of_paired_differences() -> None:
@@ -108,22 +113,23 @@ def test_refuses_a_row_without_its_partner() -> None:
 
 
 def test_the_table_and_the_sentence_say_points() -> None:
-    lines = compare_rules(find_pairs([dataclasses.replace(row, held=_hold(row)) for row in PAIRED]))
+    lines = compare_rules(find_pairs([_hold(row) for row in PAIRED]))
     assert format_line(lines[0]) == [
-        *("4", "0.200", "0.2000", "0.2000", "60.0", "68.0", "95.50", "95.80"),
+        *("4", "0.200", "0.2000", "0.2000", "60.0", "68.0", "30.0", "48.0", "95.50", "95.80"),
         *("+0.300 ± 0.100", "2"),
     ]
     assert format_line(lines[-1])[0] == "all"
     assert format_pooled(lines) == (
-        "All 4 pairs: accuracy +0.300 ± 0.208 points, ± 0.200 from one mean a seed; |w| +7.0 points, at the least "
-        "favourable round +6.0."
+        "All 4 pairs: accuracy +0.300 ± 0.208 points, ± 0.200 from one mean a seed; |w| +7.0 points "
+        "(+6.0 at the worst round), of the grouped layers +17.0 (+16.0)."
     )
 
 
-def _hold(row: Row) -> float:
+def _hold(row: Row) -> Row:
     if row.arm == PAPER:
-        return 0.6
-    return 0.68 if row.number == 4 else 0.66
+        return dataclasses.replace(row, held=0.6, grouped_held=0.3)
+    more = 0.08 if row.number == 4 else 0.06
+    return dataclasses.replace(row, held=0.6 + more, grouped_held=0.4 + more)
 
 
 def test_the_program_writes_the_rows_and_the_conditions(
