@@ -77,7 +77,11 @@ def check_network(name: str, structure: str, *batches: int) -> int:
 
 @pytest.mark.parametrize(
     ("name", "structure"),
-    [("resnet18", "rowgroup"), ("mobilenet_v2", "unstructured"), ("shufflenet_v2_x1_0", "channel")],
+    [
+        ("resnet18", "rowgroup"),
+        pytest.param("mobilenet_v2", "unstructured", marks=pytest.mark.slow),
+        pytest.param("shufflenet_v2_x1_0", "channel", marks=pytest.mark.slow),
+    ],
 )
 def test_small_zoo_is_exact(name: str, structure: str) -> None:
     assert check_network(name, structure, 1) > 0 or structure == "channel"

@@ -110,7 +110,7 @@ def test_cell_is_exact_and_shrinks() -> None:
     assert 0 < outcome.macs_after < 0.5 * outcome.macs_before
 
 
-@pytest.mark.parametrize("name", ["yolo_c2f", "llama"])
+@pytest.mark.parametrize("name", ["yolo_c2f", pytest.param("llama", marks=pytest.mark.slow)])
 def test_cells_that_share_a_graph_come_out_as_alone(name: str) -> None:
     shared, shape = Bench(), find_shapes(name)[0]
     keys = [Key(name, kind, shape, batch) for kind in ("filters50", "gamma") for batch in (1, 3)]
@@ -120,6 +120,7 @@ def test_cells_that_share_a_graph_come_out_as_alone(name: str) -> None:
         assert (together.macs_after, together.refusals) == (alone.macs_after, alone.refusals)
 
 
+@pytest.mark.slow
 def test_constants_that_hold_masked_weights_are_captured_anew() -> None:
     bench = Bench()
     for kind in ("filters50", "unstructured95"):

@@ -166,6 +166,7 @@ def test_a_forked_child_starts_processes_of_its_own() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_tvm_is_never_loaded_where_the_model_runs() -> None:
     program = """
         import sys, torch, fxprune

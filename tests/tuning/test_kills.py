@@ -121,6 +121,7 @@ def _fork_and_kill(path: Path) -> Iterator[int]:
         process.stdin.close()
 
 
+@pytest.mark.slow
 def test_twenty_kills_lose_no_reported_trial(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     _check_kills(path, _fork_and_kill(path))

@@ -133,6 +133,7 @@ def test_a_lost_worker_costs_its_batch(tmp_path: Path) -> None:
     assert found.total > 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_stop_keeps_what_was_found(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"

@@ -112,6 +112,7 @@ def test_refuses_a_ticket_without_its_files(tmp_path: Path) -> None:
         load_ticket(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.ticket.worker", "smoke", "20", "0", str(tmp_path), "watched"]
     worker = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -121,6 +122,7 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     assert not (tmp_path / "seed-0.json").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_done_ends_though_its_input_is_open() -> None:
     program = "from benchmarks.ticket.worker import watch_parent; watch_parent()"
     worker = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE)
