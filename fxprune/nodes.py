@@ -180,3 +180,11 @@ def bind(node: fx.Node) -> Mapping[str, Argument]:
     call = inspect.signature(node.target).bind(*node.args, **node.kwargs)
     call.apply_defaults()
     return call.arguments
+
+
+def copy_graph(gm: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """Return a copy of a graph, and the copy of every node."""
+    graph, mapped = fx.Graph(), dict[fx.Node, fx.Node]()
+    output = graph.graph_copy(gm.graph, mapped)
+    graph.output(output)
+    return graph, mapped

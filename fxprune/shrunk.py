@@ -17,7 +17,7 @@ from fxprune.channels.record import compose_cuts
 from fxprune.compiled import Specialisation
 from fxprune.graph import Captured
 from fxprune.layer import Layer, find_layer
-from fxprune.nodes import annotation_of, module_path
+from fxprune.nodes import annotation_of, copy_graph, module_path
 from fxprune.passes import PassRecord
 from fxprune.report import CompileReport, LayerReport, MaskFacts
 
@@ -48,9 +48,7 @@ class DenseProgram:
 
 def _with_signature(gm: fx.GraphModule, in_spec: TreeSpec, out_spec: TreeSpec) -> fx.GraphModule:
     """Return the graph as a module that takes and gives what the user's model does; the tensors are shared."""
-    graph = fx.Graph()
-    made: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(gm.graph, made))
+    graph, _ = copy_graph(gm)
     for node in graph.nodes:
         node.meta = {key: value for key, value in node.meta.items() if key in ("val", "nn_module_stack", "stack_trace")}
     names = [f"arg_{index}" for index in range(in_spec.child(0).num_children)]

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.graph.shapes import propagate_shapes
 from fxprune.layer import find_layer
-from fxprune.nodes import bind
+from fxprune.nodes import bind, copy_graph
 
 _IMAGE_OPERATORS: Mapping[str, int] = {
     "max_pool1d": 3,
@@ -75,9 +75,7 @@ def for_images(gm: fx.GraphModule, images: int) -> fx.GraphModule | None:
     batch = batch_of(gm)
     if batch is None:
         return None
-    graph = fx.Graph()
-    mapped: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(gm.graph, mapped))
+    graph, mapped = copy_graph(gm)
     small = fx.GraphModule(gm, graph)
     for node, copy in mapped.items():
         if _name(node) in _SHAPE_OPERATORS and _is_tensor(node, batch):

@@ -30,9 +30,9 @@ from fxprune.lowering.parts import join_outputs, split_inputs
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
 from fxprune.lowering.pool import Pooling, find_pools, pool_workload
 from fxprune.lowering.recipe import write_recipe
-from fxprune.lowering.rewrite import copy_graph, drop_constants, place_layers
+from fxprune.lowering.rewrite import drop_constants, place_layers
 from fxprune.lowering.turn import LoweredTurn, Source, bind_turns, insert_turns, make_turns
-from fxprune.nodes import module_path
+from fxprune.nodes import copy_graph, module_path
 
 
 class Program:

@@ -14,14 +14,6 @@ _VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.def
 """Operators that take their input to lie in order; channels-last it does not, and reshape copies where it must."""
 
 
-def copy_graph(gm: fx.GraphModule) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    """Return a copy of a graph, and the copy of every node."""
-    graph, mapped = fx.Graph(), dict[fx.Node, fx.Node]()
-    output = graph.graph_copy(gm.graph, mapped)
-    graph.output(output)
-    return graph, mapped
-
-
 def place_layers(
     result: fx.GraphModule,
     gm: fx.GraphModule,

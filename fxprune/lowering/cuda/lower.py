@@ -23,8 +23,8 @@ from fxprune.lowering.cuda.program import CudaProgram, Parts, Step
 from fxprune.lowering.cuda.recipe import write_recipe
 from fxprune.lowering.dense import DenseLayer
 from fxprune.lowering.plan import last_uses
-from fxprune.lowering.rewrite import copy_graph, drop_constants, place_layers
-from fxprune.nodes import module_path
+from fxprune.lowering.rewrite import drop_constants, place_layers
+from fxprune.nodes import copy_graph, module_path
 
 OpenLibrary = Callable[[Mapping[str, str], str], CudaLibrary]
 """Makes the library of TVMScript by global symbol, for an architecture."""
