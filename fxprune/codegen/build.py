@@ -21,7 +21,7 @@ from pathlib import Path
 import tvm_ffi
 from tvm_ffi import libinfo
 
-from fxprune.codegen.process import BuildError, serve
+from fxprune.codegen.process import BuildError, count_idle, serve
 from fxprune.codegen.target import CpuTarget
 from fxprune.errors import CodegenError
 
@@ -34,7 +34,7 @@ _TORCH_FILE = re.compile(r"/libtorch_cpu\.so[^/ ]*$")
 
 _COMPILERS = ("g++", "clang++", "c++")
 
-_SHARE = 24
+_SHARE = 10
 """Functions that are worth another build process: it takes about as long to start as to compile that many."""
 
 _MOST_PROCESSES = 2
@@ -109,7 +109,8 @@ def build_library(scripts: Mapping[str, str], target: CpuTarget) -> bytes:
 
 def _build_objects(scripts: Mapping[str, str], target: CpuTarget, folder: Path) -> list[Path]:
     """Compile the functions into object files, one for each build process."""
-    shares = _share(scripts, min(_MOST_PROCESSES, os.cpu_count() or 1, max(1, len(scripts) // _SHARE)))
+    worth = max(1, len(scripts) // _SHARE, min(count_idle(), len(scripts)))  # one that runs already costs nothing
+    shares = _share(scripts, min(_MOST_PROCESSES, os.cpu_count() or 1, worth))
     paths = [folder / f"part_{number}.o" for number in range(len(shares))]
     wanted = json.loads(target.description)
     requests = [

@@ -129,6 +129,11 @@ class _Idle:
             self._timer.daemon = True
             self._timer.start()
 
+    def count(self) -> int:
+        """How many wait."""
+        with self._lock:
+            return len(self._processes)
+
     def close(self) -> None:
         """End them all."""
         with self._lock:
@@ -150,6 +155,11 @@ class _Idle:
 _IDLE = _Idle()
 atexit.register(_IDLE.close)
 os.register_at_fork(after_in_child=_IDLE.forget)
+
+
+def count_idle() -> int:
+    """Return how many processes wait for a request."""
+    return _IDLE.count()
 
 
 def serve(service: str, requests: Sequence[Mapping[str, object]]) -> list[object]:

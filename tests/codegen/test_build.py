@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxprune.codegen.build import Library, _share
+from fxprune.codegen.build import Library, _build_objects, _share
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.kernel import BoundKernel
 from fxprune.codegen.target import parse_target
@@ -106,6 +106,17 @@ def test_the_shares_of_the_processes_are_alike_and_complete() -> None:
     shares = _share(scripts, 2)
     assert {name: text for share in shares for name, text in share.items()} == scripts
     assert [sum(map(len, share.values())) for share in shares] == [12, 12]
+
+
+@pytest.mark.parametrize(("waiting", "parts"), [(0, 1), (1, 1), (2, 2)])
+def test_processes_that_wait_anyway_take_a_share(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, waiting: int, parts: int
+) -> None:
+    monkeypatch.setattr("fxprune.codegen.build._MOST_PROCESSES", 2)
+    monkeypatch.setattr("fxprune.codegen.build.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("fxprune.codegen.build.count_idle", lambda: waiting)
+    scripts = {name: suite.kernels["two_threads"].script(name) for name in ("one", "two", "three")}
+    assert len(_build_objects(scripts, parse_target("cpu", 2), tmp_path)) == parts
 
 
 def test_an_error_of_the_linker_names_the_functions(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
