@@ -335,11 +335,19 @@ def _time_whole(
     if found is not None:
         return found
     dense = lower(gm, {}, {}, target)
-    ours, theirs = time_calls([lambda: program.run(inputs), lambda: dense.run(inputs)])
+    both = [lambda: program.run(inputs), lambda: dense.run(inputs)]
+    ours, theirs = time_calls(both)
+    if not _gains(ours, theirs):  # a stall of a shared machine outlasts one measurement, and this one decides for good
+        ours, theirs = map(min, zip((ours, theirs), time_calls(both), strict=True))
     made = WholeTimes(ours, theirs, profile(program, inputs))
     if known is not None and known.fills:
         record_whole(known, name, made)
     return made
+
+
+def _gains(ours: float, theirs: float) -> bool:
+    """Whether the time with kernels is less than that on dense torch, beyond noise."""
+    return ours <= theirs * (1 - NOISE)
 
 
 def _guard(
@@ -355,7 +363,7 @@ def _guard(
     if times is None:
         return program, choices, "sparse: chosen by the cost model, nothing was measured"
     ours, theirs = times.kernels_seconds * 1e3, times.dense_seconds * 1e3
-    if ours <= theirs * (1 - NOISE):
+    if _gains(ours, theirs):
         return program, choices, f"sparse: measured {ours:.2f} ms, the same graph on dense torch {theirs:.2f} ms"
     reason = f"the whole model is no faster with kernels: {ours:.2f} ms, on dense torch {theirs:.2f} ms"
     given_back = {

@@ -19,6 +19,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from fxprune.errors import FxpruneError, UnsupportedError
 from fxprune.frozen.artifact import Binary, Part, Source, write_artifact
 from fxprune.frozen.inputs import InputForm
+from fxprune.masks import PackedMasks
 from fxprune.report import CompileReport
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class CompiledModule(nn.Module):
         self.training = False
         self._compile_for = compile_for
         self._any_device = any_device
-        self._masks = None if masks is None else dict(masks)
+        self._masks = None if masks is None else PackedMasks(masks)
         self._known: dict[_Key, Specialisation] = {}
         self._latest: Specialisation | None = None
         self._compiling = threading.Lock()
@@ -230,7 +231,7 @@ class CompiledModule(nn.Module):
         Args:
             masks: Bool masks by parameter name.
         """
-        self._masks = dict(masks)
+        self._masks = PackedMasks(masks)
 
     def _last(self) -> Specialisation:
         if self._latest is None:

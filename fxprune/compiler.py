@@ -19,7 +19,7 @@ from fxprune.frozen.artifact import Source
 from fxprune.frozen.inputs import InputForm
 from fxprune.graph import check_ready
 from fxprune.host import on_host
-from fxprune.masks import kept_weight_shares, open_masks
+from fxprune.masks import PackedMasks, kept_weight_shares, open_masks
 from fxprune.originals import count_from_originals
 from fxprune.passes import default_pipeline
 from fxprune.prepare import Prepared, prepare
@@ -80,7 +80,7 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
     backend = open_backend(target, chosen, effort, find_database(database))
     if backend.elsewhere:
         model, masks, inputs = on_host(model), on_host(masks), on_host(inputs)
-    kept = open_masks(model, masks)
+    kept = PackedMasks(open_masks(model, masks))
     check_ready(model)
     pipeline = default_pipeline(backend.efficiency, structure, backend.narrow)
     scores = None if structure == "exact" else find_scores(model, kept)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from fxprune.errors import ArtifactError
+from fxprune.masks import pack_bits, unpack_bits
 
 Form = dict[str, object]
 """How one tensor is stored, as JSON."""
@@ -33,8 +33,7 @@ class TensorStore:
 
     def add_mask(self, mask: torch.Tensor) -> Form:
         """Take a bool tensor, eight cells a byte."""
-        bits = torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
-        return {"bits": self._take(bits), "shape": list(mask.shape)}
+        return {"bits": self._take(pack_bits(mask)), "shape": list(mask.shape)}
 
     def add_array(self, array: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> str:
         """Take an index array; returns its name."""
@@ -90,9 +89,7 @@ def _digest(tensor: torch.Tensor) -> str:
 
 def read_mask(form: Mapping[str, object], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return a mask from its form."""
-    shape = read_shape(form["shape"])
-    bits = np.unpackbits(tensors[str(form["bits"])].numpy(), count=math.prod(shape))
-    return torch.from_numpy(bits.astype(bool)).reshape(shape)
+    return unpack_bits(tensors[str(form["bits"])], read_shape(form["shape"]))
 
 
 def read_tensor(form: Mapping[str, object], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
