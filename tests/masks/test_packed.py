@@ -1,3 +1,5 @@
+"""Packed masks: one bit a cell, and the same masks again."""
+
 from __future__ import annotations
 
 import pytest
