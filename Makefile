@@ -33,8 +33,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## prune ResNet-50 to 20 %, compile it, check the result, time it beside the dense engines
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
-test: $(STAMP) ## the fast tests, two at a time
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+test: $(STAMP) ## the fast tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: $(STAMP) ## every test, slow ones too, with ten times the random examples
 	$(BIN)/python -m pytest -m "slow or not slow" --hypothesis-profile=long $(ARGS)

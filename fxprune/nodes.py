@@ -14,6 +14,9 @@ from fxprune.annotation import META_KEY, WeightAnnotation
 COPIED_META = ("nn_module_stack", "stack_trace", META_KEY)
 """What a replacement node takes over from the node it replaces, besides the value `val`."""
 
+VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default})
+"""Operators whose second argument is the sizes of their result."""
+
 
 def get_tensor(gm: fx.GraphModule, node: fx.Node) -> torch.Tensor:
     """Return the constant tensor that a `get_attr` node reads.
@@ -158,6 +161,12 @@ def is_random(node: fx.Node) -> bool:
     arguments = bind(node)
     switches = [arguments[name] for name in ("train", "training", "dropout_p") if name in arguments]
     return not switches or any(bool(switch) for switch in switches)
+
+
+def loosen_view(node: fx.Node) -> None:
+    """Let a view copy where it must, since its input may lie in another way; other nodes stay as they are."""
+    if node.target in VIEWS:
+        node.target = torch.ops.aten.reshape.default
 
 
 def bind(node: fx.Node) -> Mapping[str, Argument]:

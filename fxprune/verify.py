@@ -15,13 +15,12 @@ from torch import fx
 from fxprune.annotation import META_KEY, WeightAnnotation
 from fxprune.errors import VerifyError
 from fxprune.layer import Layer, find_layer
-from fxprune.nodes import annotation_of, bind, find_tensor, module_path
+from fxprune.nodes import VIEWS, annotation_of, bind, find_tensor, module_path
 from fxprune.printer import format_excerpt
 
 Rule = Callable[[fx.GraphModule, fx.Node], str | None]
 
 _OPERATIONS = ("placeholder", "get_attr", "call_function", "output")
-_VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default})
 
 
 def verify(gm: fx.GraphModule) -> None:
@@ -91,7 +90,7 @@ def check_value(_: fx.GraphModule, node: fx.Node) -> str | None:
 
 def check_view(_: fx.GraphModule, node: fx.Node) -> str | None:
     """The sizes written in a view are the sizes of its value."""
-    if node.target not in _VIEWS:
+    if node.target not in VIEWS:
         return None
     sizes = bind(node)["size"] if "size" in bind(node) else bind(node)["shape"]
     found = list(node.meta["val"].shape)

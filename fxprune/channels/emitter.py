@@ -14,9 +14,7 @@ from torch.fx.node import Argument, Target
 from fxprune.channels.facts import Facts
 from fxprune.channels.grid import BoolArray, IntArray, all_cells, arrange
 from fxprune.channels.record import LayerCut
-from fxprune.nodes import copy_meta, free_name, store_tensor
-
-_VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})
+from fxprune.nodes import copy_meta, free_name, loosen_view, store_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +154,7 @@ class Emitter:
     def loosen_views(self) -> None:
         """Let views copy where they must: operators on cut tensors lay out their results in other ways."""
         for node in self.graph.nodes:
-            if node.target in _VIEWS:
-                node.target = torch.ops.aten.reshape.default
+            loosen_view(node)
 
     def store_constants(self) -> None:
         """Store the constants; a cut constant keeps its name unless several cuts of it are needed."""

@@ -18,7 +18,7 @@ from torch import fx
 
 from fxprune.channels.facts import Cells, Facts
 from fxprune.channels.rules import MOVES
-from fxprune.channels.rules.shape import PIECES, SPLITS
+from fxprune.channels.rules.piece import PIECES, SPLITS
 from fxprune.layer import find_layer
 from fxprune.nodes import copy_meta
 

@@ -8,9 +8,8 @@ import torch
 from torch import fx, nn
 
 from fxprune.layer import Layer, find_layer
-from fxprune.nodes import annotation_of
+from fxprune.nodes import annotation_of, loosen_view
 
-_VIEWS = frozenset({torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default})
 """Operators that take their input to lie in order; channels-last it does not, and reshape copies where it must."""
 
 
@@ -42,8 +41,6 @@ def place_layers(
             placed[node] = _replace(result, mapped[node], [mapped[node.args[0]]], f"pool_{number}")
         elif node.target is torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
             _use_mean(result, mapped[node])
-        if node.target in _VIEWS:
-            mapped[node].target = torch.ops.aten.reshape.default
         layer = find_layer(node)
         if layer is None or layer.kind == "conv_transpose" or annotation_of(node) is None:
             continue
@@ -53,6 +50,8 @@ def place_layers(
         new = _replace(result, mapped[node], [mapped[argument] for argument in read], name)
         if node in kernels:
             placed[node] = new
+    for node in result.graph.nodes:
+        loosen_view(node)
     return placed
 
 

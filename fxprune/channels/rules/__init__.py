@@ -17,14 +17,15 @@ from fxprune.channels.rules.embedding import EmbeddingRule
 from fxprune.channels.rules.index_add import IndexAddRule
 from fxprune.channels.rules.join import CatRule, ExpandRule
 from fxprune.channels.rules.layer import LayerRule
+from fxprune.channels.rules.move import MoveRule
 from fxprune.channels.rules.passing import PassingRule, Values
+from fxprune.channels.rules.piece import PIECES, SPLITS, ItemRule, PieceRule
 from fxprune.channels.rules.pointwise import PointwiseRule, is_pointwise
 from fxprune.channels.rules.pointwise_operators import POINTWISE_EXTRAS
 from fxprune.channels.rules.recurrent import RecurrentRule
 from fxprune.channels.rules.recurrent_stack import KINDS
 from fxprune.channels.rules.regroup_channels import GluRule, PixelShuffleRule
 from fxprune.channels.rules.repeat import RepeatRule
-from fxprune.channels.rules.shape import PIECES, SPLITS, ItemRule, MoveRule, PieceRule
 from fxprune.channels.rules.statistics import (
     SharedStatisticsRule,
     axes_of_batch,

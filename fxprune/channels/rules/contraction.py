@@ -14,13 +14,12 @@ from fxprune.channels.facts import Cells, Facts, Kind
 from fxprune.channels.grid import IntArray, Shape, all_cells, project
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule, is_activation, opaque_cells, pin_inputs
-from fxprune.nodes import bind
+from fxprune.nodes import VIEWS, bind
 
 _aten = torch.ops.aten
 _PASSED = frozenset({_aten.clone.default, _aten._to_copy.default})
 _SOFTMAXES = frozenset({_aten._softmax.default, _aten.softmax.int})
 _SCALINGS = frozenset({_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.div.Scalar})
-_VIEWS = frozenset({_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default})
 
 
 @dataclass(frozen=True)
@@ -239,7 +238,7 @@ def feeds_softmax(node: fx.Node, letters: Letters) -> bool:
             return int(cast("int", bind(node)["dim"])) in (-1, node.meta["val"].ndim - 1)
         scaled = node.target in _SCALINGS and not isinstance(node.args[1], fx.Node) and node.args[0] is source
         added = node.target is _aten.add.Tensor and node.args[0] is not node.args[1] and not node.kwargs
-        viewed = node.target in _VIEWS
+        viewed = node.target in VIEWS
         if not (scaled or added or viewed or node.target in _PASSED):
             return False
 

@@ -14,7 +14,7 @@ from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule, constant_of, is_constant, opaque_cells, pin_inputs
 from fxprune.channels.rules.operands import Operand
 from fxprune.channels.rules.pointwise_cut import cut_constant
-from fxprune.channels.rules.shape import drop_or_fill, forget_maps, pass_moved
+from fxprune.channels.rules.probe import drop_or_fill, forget_maps, pass_moved
 from fxprune.channels.rules.values import constant_on_grid
 from fxprune.nodes import bind, get_tensor
 

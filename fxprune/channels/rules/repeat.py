@@ -11,7 +11,7 @@ from fxprune.channels.facts import Cells, Facts
 from fxprune.channels.grid import IntArray, gather, spread
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule, is_activation, opaque_cells, pin_inputs
-from fxprune.channels.rules.shape import drop_or_fill, moved_ids, number, pass_moved, probe
+from fxprune.channels.rules.probe import drop_or_fill, moved_ids, number, pass_moved, probe
 
 
 class RepeatRule(Rule):
