@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,25 +15,21 @@ from torch import fx
 
 from fxprune.arguments import Effort
 from fxprune.channels.record import compose_cuts
-from fxprune.codegen.format import full_pattern, padded_stored
 from fxprune.codegen.memory import release_unused
-from fxprune.codegen.schedules import Schedule, stored_pattern
+from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.target import CpuTarget, check_runs_here, check_versions, parse_target
 from fxprune.compiled import Specialisation
 from fxprune.covering import cover_at
 from fxprune.errors import UnsupportedError
 from fxprune.graph import Captured
-from fxprune.layer import find_layer
-from fxprune.lowering.choice import Case, Choice, Chosen, constant
-from fxprune.lowering.geometry import FLOAT32, find_obstacle, shape_of
+from fxprune.layer_reports import report_layers
+from fxprune.lowering.cases import find_cases
+from fxprune.lowering.choice import Case, Choice
 from fxprune.lowering.known import Known
-from fxprune.lowering.measure import time_calls
-from fxprune.lowering.profile import profile
 from fxprune.lowering.program import Build, Program, lower
-from fxprune.lowering.select import NOISE, select
-from fxprune.lowering.whole import WholeTimes, recall_whole, record_whole, whole_text
+from fxprune.lowering.select import select
+from fxprune.lowering.whole import WholeTimes, gains, time_whole
 from fxprune.microbatch import split_batch
-from fxprune.nodes import annotation_of, module_path
 from fxprune.passes import PassRecord
 from fxprune.records.database import Database
 from fxprune.report import CompileReport, LayerReport, MaskFacts
@@ -44,11 +40,9 @@ __all__ = [
     "Decision",
     "build",
     "decide",
-    "find_cases",
     "keep_dense",
     "prepare_target",
     "release_unused",
-    "report_layers",
     "restore",
     "search",
 ]
@@ -208,7 +202,7 @@ def decide(
     choices = select(cases, target, measure=measure, known=known)
     cases = _regroup({node: choice.group_height for node, choice in choices.items()}, cases)
     program = lower(parts.graph_module, cases, choices, target, images=parts.images)
-    times = _time_whole(gm, program, inputs, target, known) if measure and program.kernels else None
+    times = time_whole(gm, program, inputs, target, known) if measure and program.kernels else None
     program, choices, verdict = _guard(gm, program, choices, target, times)
     reports = report_layers(parts.graph_module, cases, choices, obstacles, facts, program.kernels)
     layers = tuple(_over_batch(report, parts.count) for report in reports)
@@ -295,61 +289,6 @@ def _check_inputs(gm: fx.GraphModule, inputs: Sequence[object]) -> None:
             )
 
 
-def find_cases(
-    gm: fx.GraphModule, *, depthwise: bool = True, types: Collection[torch.dtype] = FLOAT32
-) -> tuple[dict[fx.Node, Case], dict[fx.Node, str]]:
-    """Return the layers that kernels could compute, and why they cannot compute the others.
-
-    Args:
-        gm: The graph after all passes.
-        depthwise: Whether the target has a kernel for depthwise layers.
-        types: What the target has kernels for.
-    """
-    cases: dict[fx.Node, Case] = {}
-    obstacles: dict[fx.Node, str] = {}
-    for node in gm.graph.nodes:
-        layer, annotation = find_layer(node), annotation_of(node)
-        if layer is None or annotation is None:
-            continue
-        obstacle = find_obstacle(layer, depthwise=depthwise, types=types)
-        if obstacle is not None:
-            obstacles[node] = obstacle
-            continue
-        shape = shape_of(layer)
-        weight, bias = constant(gm, layer.weight), constant(gm, layer.bias)
-        assert weight is not None
-        cells = weight.detach().float().reshape(shape.channels_out, -1).contiguous().numpy()
-        numbers = None if bias is None else bias.detach().float().contiguous().numpy()
-        cases[node] = Case(
-            layer, annotation, shape, cells, numbers, annotation.pattern or full_pattern(cells.shape, shape.groups)
-        )
-    return cases, obstacles
-
-
-def _time_whole(
-    gm: fx.GraphModule, program: Program, inputs: Sequence[object], target: CpuTarget, known: Known | None
-) -> WholeTimes:
-    """Time the whole model with kernels and on dense torch, unless the records have that."""
-    name = whole_text(program, inputs)
-    found = None if known is None else recall_whole(known, name)
-    if found is not None:
-        return found
-    dense = lower(gm, {}, {}, target)
-    both = [lambda: program.run(inputs), lambda: dense.run(inputs)]
-    ours, theirs = time_calls(both)
-    if not _gains(ours, theirs):  # a stall of a shared machine outlasts one measurement, and this one decides for good
-        ours, theirs = map(min, zip((ours, theirs), time_calls(both), strict=True))
-    made = WholeTimes(ours, theirs, profile(program, inputs))
-    if known is not None and known.fills:
-        record_whole(known, name, made)
-    return made
-
-
-def _gains(ours: float, theirs: float) -> bool:
-    """Whether the time with kernels is less than that on dense torch, beyond noise."""
-    return ours <= theirs * (1 - NOISE)
-
-
 def _guard(
     gm: fx.GraphModule,
     program: Program,
@@ -363,7 +302,7 @@ def _guard(
     if times is None:
         return program, choices, "sparse: chosen by the cost model, nothing was measured"
     ours, theirs = times.kernels_seconds * 1e3, times.dense_seconds * 1e3
-    if _gains(ours, theirs):
+    if gains(ours, theirs):
         return program, choices, f"sparse: measured {ours:.2f} ms, the same graph on dense torch {theirs:.2f} ms"
     reason = f"the whole model is no faster with kernels: {ours:.2f} ms, on dense torch {theirs:.2f} ms"
     given_back = {
@@ -371,60 +310,3 @@ def _guard(
         for node, choice in choices.items()
     }
     return lower(gm, {}, {}, target), given_back, f"dense: {reason}"
-
-
-def report_layers(
-    gm: fx.GraphModule,
-    cases: Mapping[fx.Node, Case],
-    choices: Mapping[fx.Node, Chosen],
-    obstacles: Mapping[fx.Node, str],
-    facts: MaskFacts,
-    sizes: Mapping[str, int],
-) -> list[LayerReport]:
-    """Report every layer.
-
-    Args:
-        gm: The graph after all passes.
-        cases: Layers that kernels could compute.
-        choices: What runs them.
-        obstacles: Why no kernel could compute the others.
-        facts: What the report says of the masks.
-        sizes: Bytes of the packed weight of every layer that a kernel runs, by module path.
-    """
-    reports = []
-    for node in gm.graph.nodes:
-        layer, annotation = find_layer(node), annotation_of(node)
-        if layer is None or annotation is None:
-            continue
-        choice: Chosen = choices.get(node) or Choice(None, obstacles[node])
-        case, packed_bytes = cases.get(node), sizes.get(module_path(node))
-        schedule = choice.schedule
-        stored, heights = case.weight.size if case else annotation.mask.numel(), dict[int, int]()
-        if case is not None and schedule is not None:
-            pattern = stored_pattern(case.pattern, schedule, layer.groups)
-            stored, heights = padded_stored(pattern, schedule.height), pattern.heights()
-        dense_bytes = annotation.mask.numel() * layer.weight.meta["val"].element_size()
-        reports.append(
-            LayerReport(
-                name=module_path(node),
-                operator=layer.title,
-                weight_shape=layer.weight_shape,
-                output_shape=layer.output_shape,
-                macs_dense=layer.macs,
-                macs_kept=annotation.nnz * layer.positions,
-                macs_run=stored * layer.positions,
-                density=annotation.density,
-                stored_density=stored / max(1, annotation.mask.numel()),
-                heights=heights,
-                kept_weight=facts.kept_weight.get(annotation.name, 1.0),
-                kernel=choice.kernel,
-                predicted_us=choice.predicted_us,
-                measured_us=choice.measured_us,
-                dense_us=choice.dense_us,
-                reason=facts.explain(annotation.name, choice.reason),
-                parameters=annotation.nnz,
-                size_bytes=dense_bytes if packed_bytes is None else packed_bytes,
-                dense_size_bytes=dense_bytes,
-            )
-        )
-    return reports

@@ -12,7 +12,6 @@ from dataclasses import asdict
 import torch
 from torch import fx
 
-from fxprune.backend import find_cases, report_layers
 from fxprune.channels.record import compose_cuts
 from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.codegen.cuda.device import find_gpu
@@ -23,6 +22,8 @@ from fxprune.codegen.target import check_versions
 from fxprune.compiled import Specialisation
 from fxprune.errors import ArtifactError, UnsupportedError
 from fxprune.graph import Captured
+from fxprune.layer_reports import report_layers
+from fxprune.lowering.cases import find_cases
 from fxprune.lowering.cuda.choice import CudaChoice
 from fxprune.lowering.cuda.lower import lower
 from fxprune.lowering.cuda.plan import KERNEL_TYPES

@@ -23,7 +23,7 @@ def compile_timed(
     """
     results: Iterator[tuple[float, float]] = iter(measured)
     monkeypatch.setattr("fxprune.lowering.select.time_calls", lambda calls: [1e-5] * (len(calls) - 1) + [1e-3])
-    monkeypatch.setattr("fxprune.backend.time_calls", lambda _calls: list(next(results)))
+    monkeypatch.setattr("fxprune.lowering.whole.time_calls", lambda _calls: list(next(results)))
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.ReLU()).eval()
     masks = draw_masks(model, row_groups(16, 0.2))

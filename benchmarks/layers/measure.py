@@ -13,7 +13,6 @@ from torch import fx, nn
 
 from benchmarks.layers.figures import LayerFigures, LayerTable
 from benchmarks.layers.machine import GEMM_SIZES, copy_call, gemm_call, gemm_flops, launch_call
-from fxprune import backend
 from fxprune.codegen.cpu import pixels, rows
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
@@ -21,6 +20,7 @@ from fxprune.codegen.kernel import LayerKernel
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import CpuTarget
 from fxprune.covering import cover_at
+from fxprune.lowering.cases import find_cases
 from fxprune.lowering.choice import Case
 from fxprune.lowering.known import DENSE, Known, read_candidate
 from fxprune.lowering.measure import Rig, Trial, build_trials, time_calls
@@ -78,7 +78,7 @@ def find_convolutions(
         target: The CPU.
     """
     ready = prepare(model, dict(masks), None, default_pipeline(target.efficiency, "exact"), (x,), {})
-    cases, _ = backend.find_cases(ready.captured.graph_module)
+    cases, _ = find_cases(ready.captured.graph_module)
     modules = {node: model.get_submodule(module_path(node)) for node in cases}
     return {
         node: (_describe(module, case), case)

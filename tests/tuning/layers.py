@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune import backend
 from fxprune.codegen.kernel import LayerKernel
 from fxprune.codegen.target import CpuTarget
+from fxprune.lowering import cases
 from fxprune.lowering.choice import Case
 from fxprune.lowering.measure import Trial
 from fxprune.lowering.trials import find_trials
@@ -39,7 +39,7 @@ def find_cases(target: CpuTarget) -> dict[fx.Node, Case]:
     """Return the layers of the network after all passes."""
     model, masks = network()
     ready = prepare(model, masks, None, default_pipeline(target.efficiency, "exact"), (X,), {})
-    return backend.find_cases(ready.captured.graph_module)[0]
+    return cases.find_cases(ready.captured.graph_module)[0]
 
 
 def first_trial(target: CpuTarget) -> tuple[str, Trial]:

@@ -99,7 +99,7 @@ def test_compile_max_searches_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, masks = network()
     first = fxprune.compile(model, masks, example_inputs=X, tune="max")
     monkeypatch.setattr("fxprune.lowering.select.time_calls", refuse)
-    monkeypatch.setattr("fxprune.backend.time_calls", refuse)
+    monkeypatch.setattr("fxprune.lowering.whole.time_calls", refuse)
     monkeypatch.setattr(search_module, "measure_batch", refuse)
     monkeypatch.setattr(search_module, "time_calls", refuse)
     second = fxprune.compile(model, masks, example_inputs=X, tune="max")
