@@ -114,13 +114,15 @@ def _describe(error: Exception) -> str:
 
 
 def _build_eager(setting: Setting) -> Forward:
-    model = setting.problem.masked
+    return _call_channels_last(setting.problem.masked, setting)
+
+
+def _call_channels_last(model: Callable[[torch.Tensor], torch.Tensor], setting: Setting) -> Forward:
     x = setting.problem.x.to(memory_format=torch.channels_last)
 
     def forward() -> torch.Tensor:
         with torch.no_grad():
-            y: torch.Tensor = model(x)
-        return y
+            return model(x)
 
     return forward
 
@@ -131,15 +133,7 @@ def _build_compiled(setting: Setting) -> Forward:
 
     torch._inductor.config.freezing = True  # Read again if dynamo ever compiles anew, so it is set for good.
     torch._dynamo.reset()  # Another model of the same class would count against dynamo's recompile limit.
-    model = torch.compile(setting.problem.masked, dynamic=False)
-    x = setting.problem.x.to(memory_format=torch.channels_last)
-
-    def forward() -> torch.Tensor:
-        with torch.no_grad():
-            y: torch.Tensor = model(x)
-        return y
-
-    return forward
+    return _call_channels_last(torch.compile(setting.problem.masked, dynamic=False), setting)
 
 
 def _build_onnxruntime(setting: Setting) -> Forward:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import fx
 
 from fxprune.arguments import Effort
-from fxprune.channels.record import compose_cuts
 from fxprune.codegen.memory import release_unused
 from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.target import CpuTarget, check_runs_here, check_versions, parse_target
@@ -30,9 +27,10 @@ from fxprune.lowering.program import Build, Program, lower
 from fxprune.lowering.select import select
 from fxprune.lowering.whole import WholeTimes, gains, time_whole
 from fxprune.microbatch import split_batch
+from fxprune.model_report import report_model
 from fxprune.passes import PassRecord
 from fxprune.records.database import Database
-from fxprune.report import CompileReport, LayerReport, MaskFacts
+from fxprune.report import LayerReport, MaskFacts
 from fxprune.tuning.progress import Show, Standing, TerminalProgress
 from fxprune.tuning.search import Search
 
@@ -139,19 +137,18 @@ def build(
     gm = captured.graph_module
     _check_inputs(gm, inputs)
     made = decide(gm, inputs, facts, target, measure=measure, tuning=tuning)
-    report = CompileReport(
+    report = report_model(
+        gm,
+        inputs,
+        records,
+        facts,
         target=target.description,
         threads=target.threads,
-        input_shapes=tuple(tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor)),
-        channels=tuple(map(asdict, compose_cuts(gm))),
         layers=made.layers,
-        passes=tuple(asdict(record) for record in records),
-        refusals=tuple((refusal.node, refusal.reason) for record in records for refusal in record.refusals),
-        function_change=facts.function_change,
         whole_model=made.verdict,
         overhead=made.overhead,
-        compile_seconds=time.perf_counter() - start,
-        versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+        libraries=_LIBRARIES,
+        start=start,
     )
     logger.info("compiled in %.1f s: %s", report.compile_seconds, made.verdict)
     return Specialisation(made.program, captured.out_spec, report)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import torch
 from torch import fx
 
-from fxprune.channels.record import compose_cuts
 from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.codegen.cuda.device import find_gpu
 from fxprune.codegen.cuda.target import ARCHITECTURES, CudaTarget, find_arch, read_cuda_target
@@ -30,8 +26,9 @@ from fxprune.lowering.cuda.plan import KERNEL_TYPES
 from fxprune.lowering.cuda.program import CudaProgram
 from fxprune.lowering.cuda.recipe import digest_texts, read_recipe
 from fxprune.lowering.cuda.select import select
+from fxprune.model_report import report_model
 from fxprune.passes import PassRecord
-from fxprune.report import CompileReport, LayerReport, MaskFacts
+from fxprune.report import LayerReport, MaskFacts
 
 logger = logging.getLogger(__name__)
 
@@ -84,19 +81,17 @@ def build(
     choices = select(cases, target)
     program = lower(gm, cases, choices, target)
     verdict = _sum_up(choices, target)
-    report = CompileReport(
+    report = report_model(
+        gm,
+        inputs,
+        records,
+        facts,
         target=target.description,
         threads=torch.get_num_threads(),
-        input_shapes=tuple(tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor)),
-        channels=tuple(map(asdict, compose_cuts(gm))),
-        layers=tuple(report_layers(gm, cases, choices, obstacles, facts, program.kernels)),
-        passes=tuple(asdict(record) for record in records),
-        refusals=tuple((refusal.node, refusal.reason) for record in records for refusal in record.refusals),
-        function_change=facts.function_change,
+        layers=report_layers(gm, cases, choices, obstacles, facts, program.kernels),
         whole_model=verdict,
-        overhead=None,
-        compile_seconds=time.perf_counter() - start,
-        versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+        libraries=_LIBRARIES,
+        start=start,
     )
     logger.info("compiled in %.1f s: %s", report.compile_seconds, verdict)
     return Specialisation(program, captured.out_spec, report)

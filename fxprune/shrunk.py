@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import cast
 
 import torch
@@ -13,13 +10,13 @@ from torch import fx
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils._pytree import TreeSpec
 
-from fxprune.channels.record import compose_cuts
 from fxprune.compiled import Specialisation
 from fxprune.graph import Captured
 from fxprune.layer import Layer, find_layer
+from fxprune.model_report import report_model
 from fxprune.nodes import annotation_of, copy_graph, module_path
 from fxprune.passes import PassRecord
-from fxprune.report import CompileReport, LayerReport, MaskFacts
+from fxprune.report import LayerReport, MaskFacts
 
 _LIBRARIES = ("fxprune", "torch")
 
@@ -73,19 +70,17 @@ def build(
     """
     gm = captured.graph_module
     before, after = records[0].macs_before, records[-1].macs_after
-    report = CompileReport(
+    report = report_model(
+        gm,
+        inputs,
+        records,
+        facts,
         target="torch",
         threads=torch.get_num_threads(),
-        input_shapes=tuple(tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor)),
-        channels=tuple(map(asdict, compose_cuts(gm))),
-        layers=tuple(layer for layer in (_report(node, facts) for node in gm.graph.nodes) if layer is not None),
-        passes=tuple(asdict(record) for record in records),
-        refusals=tuple((refusal.node, refusal.reason) for record in records for refusal in record.refusals),
-        function_change=facts.function_change,
+        layers=(layer for layer in (_report(node, facts) for node in gm.graph.nodes) if layer is not None),
         whole_model=f"dense: the cut graph on torch, {after / max(1, before):.1%} of the multiply-adds",
-        overhead=None,
-        compile_seconds=time.perf_counter() - start,
-        versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+        libraries=_LIBRARIES,
+        start=start,
     )
     return Specialisation(DenseProgram(captured), captured.out_spec, report)
 
