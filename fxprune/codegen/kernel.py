@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -235,10 +236,13 @@ class BoundKernel:
         self.function, self.kernel = function, kernel
         pool = pool or Pool(kernel.pool_cells)
         self.arrays = tuple(pool.copy(torch.from_numpy(array)) for array in kernel.arrays)
-        middle = [tvm_ffi.from_dlpack(array) for array in self.arrays]
+        packed = [*self.arrays]
         if kernel.scratch_cells:
             assert scratch is not None
-            middle.append(tvm_ffi.from_dlpack(scratch[: kernel.scratch_cells]))
+            assert scratch.numel() >= kernel.scratch_cells
+            packed.append(scratch)
+        self._scratch = scratch  # addresses own nothing
+        middle = [ctypes.c_void_p(array.data_ptr()) for array in packed]
         self._takes_residual = kernel.work.residual is not None
         tensors: Sequence[torch.Tensor | None] = (x, y, residual)
         head, tail, extra = (None if tensor is None else tvm_ffi.from_dlpack(tensor) for tensor in tensors)

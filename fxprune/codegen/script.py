@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+
+ACTIVATIONS = frozenset({"X", "Y", "RES"})
+"""Arguments of a layer's kernel that come as tensors, whose sizes the function checks. Its packed arrays come as bare
+addresses: the checks of a dozen tensors are more code than the kernel itself."""
+
+_ANY_SIZE = 2**31 - 1
 
 
 class Script:
@@ -35,23 +41,32 @@ class Script:
         self._depth -= len(headers)
 
     @contextmanager
-    def function(self, name: str, buffers: Mapping[str, tuple[int, str]]) -> Iterator[None]:
+    def function(
+        self, name: str, buffers: Mapping[str, tuple[int, str]], addressed: Collection[str] = ()
+    ) -> Iterator[None]:
         """Open a TIR function over flat buffers.
 
         Args:
             name: Global symbol.
             buffers: Name to (elements, dtype), in the order of the arguments; 0 elements = known at the call.
+            addressed: Names of those that come as addresses, unchecked; TVM wants at least one that does not.
         """
         self.add("@T.prim_func(s_tir=True)")
-        arguments = ", ".join(f"{buffer}_handle: T.handle" for buffer in buffers)
+        kinds = {buffer: f'("{dtype}")' if buffer in addressed else "" for buffer, (_, dtype) in buffers.items()}
+        arguments = ", ".join(f"{buffer}_handle: T.handle{kind}" for buffer, kind in kinds.items())
         with self.block(f"def {name}({arguments})"):
             self.add(f'T.func_attr({{"global_symbol": "{name}", "tirx.noalias": True}})')
-            for buffer, (elements, dtype) in buffers.items():
-                if not elements:
-                    self.add(f"{buffer}_size = T.int32()")
-                size = elements or f"{buffer}_size"
-                self.add(f'{buffer} = T.match_buffer({buffer}_handle, ({size},), "{dtype}", align=4)')
+            for buffer in sorted(buffers, key=lambda buffer: buffer in addressed):  # tensors before addresses
+                self._declare(buffer, *buffers[buffer], addressed=buffer in addressed)
             yield
+
+    def _declare(self, buffer: str, elements: int, dtype: str, *, addressed: bool) -> None:
+        if addressed:
+            self.add(f'{buffer} = T.decl_buffer(({elements or _ANY_SIZE},), "{dtype}", data={buffer}_handle, align=4)')
+            return
+        if not elements:
+            self.add(f"{buffer}_size = T.int32()")
+        self.add(f'{buffer} = T.match_buffer({buffer}_handle, ({elements or f"{buffer}_size"},), "{dtype}", align=4)')
 
     @property
     def text(self) -> str:

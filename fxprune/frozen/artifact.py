@@ -35,7 +35,7 @@ from fxprune.originals import OriginalLayer
 from fxprune.report import CompileReport, MaskFacts
 
 FORMAT = "fxprune compiled model"
-SCHEMA = 1
+SCHEMA = 2
 """Form of the file; a reader knows exactly one."""
 
 GRAPH = "graph.json"

@@ -242,8 +242,8 @@ def test_every_cut_and_every_changed_byte_is_noticed(compiled: CompiledModule, s
 
 
 WRONG: dict[str, tuple[Callable[[dict[str, bytes]], None], str]] = {
-    "another form": (change_json("manifest.json", lambda facts: facts.update(schema=2)), "of form 2; this version"),
-    "another format": (change_json("manifest.json", lambda facts: facts.update(format="x")), "is a 'x' of form 1"),
+    "another form": (change_json("manifest.json", lambda facts: facts.update(schema=9)), "of form 9; this version"),
+    "another format": (change_json("manifest.json", lambda facts: facts.update(format="x")), "is a 'x' of form 2"),
     "another version": (
         change_json("manifest.json", lambda facts: facts["versions"].update(fxprune="9.9")),
         r"other versions: fxprune 9\.9, here .*native='rebuild'",

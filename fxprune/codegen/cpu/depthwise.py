@@ -19,7 +19,7 @@ import numpy as np
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.halo import zero_halo
 from fxprune.codegen.format import Float32Array
-from fxprune.codegen.script import Script
+from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import ConvShape, Layout, Workload
 
 
@@ -109,7 +109,10 @@ def build_depthwise_kernel(name: str, work: Workload, schedule: DepthwiseSchedul
     }
     if work.residual:
         buffers["RES"] = (work.residual.numel, "float32")
-    with script.function(name, buffers), script.block(f"for t in T.parallel({work.threads})"):
+    with (
+        script.function(name, buffers, buffers.keys() - ACTIVATIONS),
+        script.block(f"for t in T.parallel({work.threads})"),
+    ):
         zero_halo(script, work.y, work.threads)
         first, last = f"{units} * t // {work.threads}", f"{units} * (t + 1) // {work.threads}"
         with script.loops(f"for u in T.serial({first}, {last})", f"for s in T.serial({across})"):

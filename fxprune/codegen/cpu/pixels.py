@@ -24,7 +24,7 @@ import numpy as np
 from fxprune.annotation import IndexArray
 from fxprune.codegen.cpu.ahead import ahead_cells, ask_ahead, begin_asking
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
-from fxprune.codegen.script import Script
+from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import Workload
 from fxprune.errors import CodegenError
 
@@ -228,7 +228,7 @@ class _PixelsWriter:
         }
         if work.residual:
             buffers["RES"] = (work.residual.numel, "float32")
-        with self.script.function(self.name, buffers):
+        with self.script.function(self.name, buffers, buffers.keys() - ACTIVATIONS):
             if work.shape.batch >= threads:
                 self._images_by_thread()
             else:

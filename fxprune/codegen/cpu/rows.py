@@ -20,7 +20,7 @@ from typing import Literal
 from fxprune.codegen.cpu.ahead import ahead_cells, ask_ahead, begin_asking, prefetch
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.halo import zero_halo
-from fxprune.codegen.script import Script
+from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import LINE_CELLS, NO_HALO, Layout, Triple, Workload
 from fxprune.errors import CodegenError
 
@@ -181,7 +181,10 @@ class _RowsWriter:
         }
         if work.residual:
             buffers["RES"] = (work.residual.numel, "float32")
-        with self.script.function(self.name, buffers), self.script.block(f"for t in T.parallel({threads})"):
+        with (
+            self.script.function(self.name, buffers, buffers.keys() - ACTIVATIONS),
+            self.script.block(f"for t in T.parallel({threads})"),
+        ):
             zero_halo(self.script, work.y, threads)
             begin_asking(self.script)
             if self.schedule.split == "blocks":

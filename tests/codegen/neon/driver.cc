@@ -1,6 +1,6 @@
 // Calls functions of a library that fxprune built for this processor, without Python or TVM: driver LIBRARY INPUT OUTPUT.
-// INPUT holds calls: a name of 64 bytes, the number of arguments, and of each its kind (0 = int32, 2 = float32), its
-// cells and their bytes. OUTPUT gets every argument of every call as it is afterwards.
+// INPUT holds calls: a name of 64 bytes, the number of arguments, and of each its kind (0 = int32, 2 = float32; 16
+// more: handed over as an address, not as a tensor), its cells and their bytes. OUTPUT gets every argument of every call as it is afterwards.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -30,6 +30,7 @@ extern "C" void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char *
 struct Argument {
   std::vector<int32_t> cells;
   int64_t size;
+  bool addressed;
   DLTensor tensor;
 
   void check(const char *name) const {
@@ -46,7 +47,8 @@ static void read_argument(FILE *file, Argument *argument, const char *name) {
   argument->size = head[1];
   argument->cells.assign(head[1] + 2 * GUARD, -1);
   if (!read(file, argument->cells.data() + GUARD, 4 * static_cast<size_t>(head[1]))) stop(name, "the input ends early");
-  DLDataType kind = {static_cast<uint8_t>(head[0]), 32, 1};
+  argument->addressed = head[0] & 16;
+  DLDataType kind = {static_cast<uint8_t>(head[0] & 15), 32, 1};
   argument->tensor = {argument->cells.data() + GUARD, {kDLCPU, 0}, 1, kind, &argument->size, nullptr, 0};
 }
 
@@ -56,8 +58,9 @@ static void call(void *library, const char *name, std::vector<Argument> *argumen
   if (!function) stop(name, "not in the library");
   std::vector<TVMFFIAny> values(arguments->size());
   for (size_t i = 0; i < values.size(); ++i) {
-    values[i].type_index = kTVMFFIDLTensorPtr;
-    values[i].v_ptr = &(*arguments)[i].tensor;
+    Argument &argument = (*arguments)[i];
+    values[i].type_index = argument.addressed ? kTVMFFIOpaquePtr : kTVMFFIDLTensorPtr;
+    values[i].v_ptr = argument.addressed ? argument.tensor.data : &argument.tensor;
   }
   TVMFFIAny result = {};
   if (function(nullptr, values.data(), static_cast<int32_t>(values.size()), &result) != 0) stop(name, "failed");

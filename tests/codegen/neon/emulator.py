@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,23 @@ _NAME_BYTES = 64
 _DRIVER = Path(__file__).with_name("driver.cc")
 _KINDS: dict[np.dtype[Any], int] = {np.dtype(np.int32): 0, np.dtype(np.float32): 2}
 
+_ADDRESSED = 16
+
 Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Addressed:
+    """An argument that is handed over as an address.
+
+    Attributes:
+        array: Its cells.
+    """
+
+    array: Array
+
+
+Argument = Array | Addressed
 
 missing = [name for name in (EMULATOR, COMPILER) if shutil.which(name) is None]
 needs_emulator = pytest.mark.skipif(
@@ -59,7 +76,7 @@ class Emulated:
         options = ["-O1", "-std=c++17", "-rdynamic", "-I", libinfo.find_include_path()]
         subprocess.run([COMPILER, *options, "-o", str(folder / "driver"), str(_DRIVER), "-ldl", "-pthread"], check=True)
 
-    def run(self, calls: Sequence[tuple[str, Sequence[Array]]]) -> list[list[Array]]:
+    def run(self, calls: Sequence[tuple[str, Sequence[Argument]]]) -> list[list[Array]]:
         """Return every argument of every call as it is afterwards.
 
         Args:
@@ -74,16 +91,22 @@ class Emulated:
         done = subprocess.run([*command, str(given), str(written)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{EMULATOR} ended with code {done.returncode}: {done.stderr}"
         cells = np.fromfile(written, dtype=np.int32)
-        ends = iter(np.cumsum([argument.size for _, arguments in calls for argument in arguments]))
-        return [
-            [cells[(end := next(ends)) - argument.size : end].view(argument.dtype) for argument in arguments]
-            for _, arguments in calls
-        ]
+        arrays = [[_array(argument) for argument in arguments] for _, arguments in calls]
+        ends = iter(np.cumsum([array.size for row in arrays for array in row]))
+        return [[cells[(end := next(ends)) - array.size : end].view(array.dtype) for array in row] for row in arrays]
 
 
-def _pack(name: str, arguments: Sequence[Array]) -> bytes:
-    head = struct.pack(f"={_NAME_BYTES}si", name.encode(), len(arguments))
-    return head + b"".join(struct.pack("=ii", _KINDS[one.dtype], one.size) + one.tobytes() for one in arguments)
+def _array(argument: Argument) -> Array:
+    return argument.array if isinstance(argument, Addressed) else argument
+
+
+def _pack(name: str, arguments: Sequence[Argument]) -> bytes:
+    parts = [struct.pack(f"={_NAME_BYTES}si", name.encode(), len(arguments))]
+    for argument in arguments:
+        array = _array(argument)
+        kind = _KINDS[array.dtype] + _ADDRESSED * isinstance(argument, Addressed)
+        parts += [struct.pack("=ii", kind, array.size), array.tobytes()]
+    return b"".join(parts)
 
 
 def _system_root() -> Path:

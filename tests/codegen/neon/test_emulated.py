@@ -16,7 +16,7 @@ from fxprune.codegen.cpu.stage import build_stage_kernel
 from fxprune.codegen.kernel import LayerKernel
 from fxprune.codegen.schedules import Candidate, depthwise_candidates, pixels_candidates, rows_candidates
 from tests.codegen import test_depthwise, test_pixels, test_pool, test_rows, test_stage
-from tests.codegen.neon.emulator import Array, Emulated, aarch64, needs_emulator
+from tests.codegen.neon.emulator import Addressed, Argument, Array, Emulated, aarch64, needs_emulator
 from tests.codegen.suite import (
     TOLERANCE,
     Buffers,
@@ -96,8 +96,8 @@ class _Checked:
         """Run everything; return the largest error of each as a share of its largest output."""
         layers = {name: _arguments(kernel, self._tensors[name]) for name, kernel in self._kernels.items()}
         drawn = {name: test_pool.draw(name) for name in self._pools}
-        pools = {name: [one.numpy() for one in test_pool.buffers(name, x)] for name, x in drawn.items()}
-        calls = [*layers.items(), *((f"pool_{name}", arguments) for name, arguments in pools.items())]
+        calls: list[tuple[str, Sequence[Argument]]] = [*layers.items()]
+        calls += [(f"pool_{name}", [one.numpy() for one in test_pool.buffers(name, x)]) for name, x in drawn.items()]
         found = dict(zip((name for name, _ in calls), self.emulated.run(calls), strict=True))
         return {name: self._error(name, found[name]) for name in layers} | {
             f"pool_{name}": largest_error(
@@ -113,12 +113,12 @@ class _Checked:
         return largest_error(in_order(kernel, y), self._tensors[name].reference(case))
 
 
-def _arguments(kernel: LayerKernel, tensors: Tensors) -> list[Array]:
+def _arguments(kernel: LayerKernel, tensors: Tensors) -> list[Argument]:
     """Return the arguments of a kernel in its order."""
     buffers = Buffers.of(kernel, tensors)
     ends = [one.numpy() for one in (buffers.y, buffers.residual) if one is not None]
     scratch = [] if buffers.scratch is None else [buffers.scratch.numpy()]
-    return [buffers.x.numpy(), *kernel.arrays, *scratch, *ends]
+    return [buffers.x.numpy(), *map(Addressed, [*kernel.arrays, *scratch]), *ends]
 
 
 @pytest.fixture(scope="module")
