@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-import fxprune
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(not hasattr(fxprune, "compile"), reason="fxprune.compile is not there yet")
-def test_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("measure", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_example_runs(capsys: pytest.CaptureFixture[str], measure: bool) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    head, end, tail = example.partition("example_inputs=x)")
+    assert end
+    text = example if measure else f"{head}example_inputs=x, options={{'measure': False}}){tail}"
     names: dict[str, object] = {}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(compile(text, "README.md", "exec"), names)
     assert "layer4.1.conv2" in capsys.readouterr().out
 
 
