@@ -18,6 +18,7 @@ from fxprune.codegen.target import CpuTarget, check_runs_here, check_versions, p
 from fxprune.compiled import Specialisation
 from fxprune.covering import cover_at
 from fxprune.errors import UnsupportedError
+from fxprune.frozen.artifact import LIBRARIES
 from fxprune.graph import Captured
 from fxprune.layer_reports import report_layers
 from fxprune.lowering.cases import find_cases
@@ -46,8 +47,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-_LIBRARIES = ("fxprune", "torch", "apache-tvm", "apache-tvm-ffi")
 
 
 def prepare_target(target: str | Mapping[str, object], threads: int | None, *, measured: bool = False) -> CpuTarget:
@@ -106,9 +105,8 @@ def search(
         executor: Runs the trials; None = this process.
         progress: Is told of every step.
     """
-    return Search(find_cases(split_batch(gm).graph_module)[0], target, tuning.known, executor, progress).run(
-        tuning.effort.seconds
-    )
+    cases, _ = find_cases(split_batch(gm).graph_module)
+    return Search(cases, target, tuning.known, executor, progress).run(tuning.effort.seconds)
 
 
 def build(
@@ -147,7 +145,7 @@ def build(
         layers=made.layers,
         whole_model=made.verdict,
         overhead=made.overhead,
-        libraries=_LIBRARIES,
+        libraries=LIBRARIES,
         start=start,
     )
     logger.info("compiled in %.1f s: %s", report.compile_seconds, made.verdict)
@@ -195,7 +193,7 @@ def decide(
     known = None if tuning is None else tuning.known
     if tuning is not None and tuning.effort.level == "max":
         with TerminalProgress() as progress:
-            search(gm, target, tuning, None, progress)
+            Search(cases, target, tuning.known, None, progress).run(tuning.effort.seconds)
     choices = select(cases, target, measure=measure, known=known)
     cases = _regroup({node: choice.group_height for node, choice in choices.items()}, cases)
     program = lower(parts.graph_module, cases, choices, target, images=parts.images)

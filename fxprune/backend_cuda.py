@@ -17,6 +17,7 @@ from fxprune.codegen.cuda.tile import ColumnsSchedule
 from fxprune.codegen.target import check_versions
 from fxprune.compiled import Specialisation
 from fxprune.errors import ArtifactError, UnsupportedError
+from fxprune.frozen.artifact import LIBRARIES
 from fxprune.graph import Captured
 from fxprune.layer_reports import report_layers
 from fxprune.lowering.cases import find_cases
@@ -31,8 +32,6 @@ from fxprune.passes import PassRecord
 from fxprune.report import LayerReport, MaskFacts
 
 logger = logging.getLogger(__name__)
-
-_LIBRARIES = ("fxprune", "torch", "apache-tvm", "apache-tvm-ffi")
 
 
 def prepare_target(target: str | Mapping[str, object]) -> CudaTarget:
@@ -90,7 +89,7 @@ def build(
         threads=torch.get_num_threads(),
         layers=report_layers(gm, cases, choices, obstacles, facts, program.kernels),
         whole_model=verdict,
-        libraries=_LIBRARIES,
+        libraries=LIBRARIES,
         start=start,
     )
     logger.info("compiled in %.1f s: %s", report.compile_seconds, verdict)

@@ -163,10 +163,11 @@ def is_random(node: fx.Node) -> bool:
     return not switches or any(bool(switch) for switch in switches)
 
 
-def loosen_view(node: fx.Node) -> None:
-    """Let a view copy where it must, since its input may lie in another way; other nodes stay as they are."""
-    if node.target in VIEWS:
-        node.target = torch.ops.aten.reshape.default
+def loosen_views(graph: fx.Graph) -> None:
+    """Let views copy where they must: they take their input to lie in order, which after a rewrite it may not."""
+    for node in graph.nodes:
+        if node.target in VIEWS:
+            node.target = torch.ops.aten.reshape.default
 
 
 def bind(node: fx.Node) -> Mapping[str, Argument]:

@@ -14,7 +14,7 @@ from torch.fx.node import Argument, Target
 from fxprune.channels.facts import Facts
 from fxprune.channels.grid import BoolArray, IntArray, all_cells, arrange
 from fxprune.channels.record import LayerCut
-from fxprune.nodes import copy_meta, free_name, loosen_view, store_tensor
+from fxprune.nodes import copy_meta, free_name, store_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,11 +150,6 @@ class Emitter:
             node = self.graph.create_node("get_attr", name, name=name.replace(".", "_"))
             self._constants[key] = _Wanted(name, tensor, node)
         return self._constants[key].node
-
-    def loosen_views(self) -> None:
-        """Let views copy where they must: operators on cut tensors lay out their results in other ways."""
-        for node in self.graph.nodes:
-            loosen_view(node)
 
     def store_constants(self) -> None:
         """Store the constants; a cut constant keeps its name unless several cuts of it are needed."""

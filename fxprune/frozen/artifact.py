@@ -41,7 +41,7 @@ SCHEMA = 2
 GRAPH = "graph.json"
 TENSORS = "tensors.safetensors"
 
-_LIBRARIES = ("fxprune", "torch", "apache-tvm", "apache-tvm-ffi")
+LIBRARIES = ("fxprune", "torch", "apache-tvm", "apache-tvm-ffi")
 """Libraries whose version decides whether a file is taken as it is."""
 
 
@@ -175,4 +175,4 @@ def kernels_name(number: int) -> str:
 
 def installed_versions() -> dict[str, str]:
     """Return the versions on which a file depends."""
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}

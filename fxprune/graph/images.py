@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxprune.graph.shapes import propagate_shapes
 from fxprune.layer import find_layer
-from fxprune.nodes import bind, copy_graph
+from fxprune.nodes import VIEWS, bind, copy_graph
 
 _IMAGE_OPERATORS: Mapping[str, int] = {
     "max_pool1d": 3,
@@ -62,8 +62,6 @@ _AXIS_OPERATORS = frozenset(
 )
 """Operators along axes, which must not be the batch; an index is a constant."""
 
-_SHAPE_OPERATORS = frozenset({"view", "_unsafe_view", "reshape"})
-
 
 def for_images(gm: fx.GraphModule, images: int) -> fx.GraphModule | None:
     """Return a copy of a graph for the first images of its batch, constants shared; None if it is not per image.
@@ -78,7 +76,7 @@ def for_images(gm: fx.GraphModule, images: int) -> fx.GraphModule | None:
     graph, mapped = copy_graph(gm)
     small = fx.GraphModule(gm, graph)
     for node, copy in mapped.items():
-        if _name(node) in _SHAPE_OPERATORS and _is_tensor(node, batch):
+        if node.target in VIEWS and _is_tensor(node, batch):
             shape = list(node.args[1])  # type: ignore[arg-type]
             if shape[0] == batch:
                 copy.args = (copy.args[0], [images, *shape[1:]])
@@ -142,7 +140,7 @@ def _keeps_images(node: fx.Node, per_image: set[fx.Node], batch: int) -> bool:
         return {source for source in node.all_input_nodes if source is not index} <= per_image and (
             index not in per_image and _spares_first_axis(node)
         )
-    if name in _SHAPE_OPERATORS:  # row-major order: the first axis of the input and of the result are the batch
+    if node.target in VIEWS:  # row-major order: the first axis of the input and of the result are the batch
         return isinstance(node.args[1], Sequence)
     start = bind(node).get("start_dim")
     return name == "flatten" and isinstance(start, int) and start > 0

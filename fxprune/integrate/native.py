@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fxprune.backend import Decision
     from fxprune.codegen.build import Library
     from fxprune.codegen.target import CpuTarget
-    from fxprune.lowering.program import Program
+    from fxprune.lowering.program import Build, Program
 
 NATIVE = ("trust", "rebuild", "dense")
 """What `native` may be."""
@@ -60,10 +60,9 @@ def trust(stored: Stored, binary: bytes) -> tuple[Program, CompileReport]:
     Raises:
         ArtifactError: This machine cannot run them, or they are not those that belong to the graph.
     """
-    from fxprune import backend
     from fxprune.codegen.build import Library
     from fxprune.codegen.host import missing_features
-    from fxprune.codegen.plain import read_schedule, read_target
+    from fxprune.codegen.plain import read_target
     from fxprune.lowering.recipe import digest_texts
 
     target = read_target(stored.recipe["target"])
@@ -82,26 +81,31 @@ def trust(stored: Stored, binary: bytes) -> tuple[Program, CompileReport]:
             )
         return Library.from_binary(binary, target.threads)
 
-    schedules = {name: read_schedule(written) for name, written in stored.recipe["schedules"].items()}
-    heights, images = stored.recipe["group_heights"], stored.recipe.get("images")
-    return backend.restore(stored.graph_module, schedules, heights, target, open_library, images), stored.report
+    return _restore(stored, target, open_library), stored.report
 
 
 def rebuild(stored: Stored) -> tuple[Program, CompileReport]:
     """Build kernels here: the same ones for the same processor, else chosen anew by timing them."""
     from fxprune import backend
     from fxprune.codegen.build import Library
-    from fxprune.codegen.plain import read_schedule, read_target
+    from fxprune.codegen.plain import read_target
 
     then = read_target(stored.recipe["target"])
     here = backend.prepare_target("cpu", then.threads)
     if here == then:
-        schedules = {name: read_schedule(written) for name, written in stored.recipe["schedules"].items()}
-        heights, images = stored.recipe["group_heights"], stored.recipe.get("images")
-        program = backend.restore(stored.graph_module, schedules, heights, here, Library, images)
-        return program, replace(stored.report, versions=installed_versions())
+        return _restore(stored, here, Library), replace(stored.report, versions=installed_versions())
     made = backend.decide(stored.graph_module, stored.form.flat(), stored.facts, here, measure=True)
     return made.program, _renew(stored, made, here.description)
+
+
+def _restore(stored: Stored, target: CpuTarget, build: Build) -> Program:
+    """Lower the graph as it was lowered then."""
+    from fxprune import backend
+    from fxprune.codegen.plain import read_schedule
+
+    recipe = stored.recipe
+    schedules = {name: read_schedule(written) for name, written in recipe["schedules"].items()}
+    return backend.restore(stored.graph_module, schedules, recipe["group_heights"], target, build, recipe["images"])
 
 
 def run_dense(stored: Stored) -> tuple[Program, CompileReport]:

@@ -8,9 +8,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.layer import Layer, find_layer
-from fxprune.nodes import annotation_of, loosen_view
-
-"""Operators that take their input to lie in order; channels-last it does not, and reshape copies where it must."""
+from fxprune.nodes import annotation_of, loosen_views
 
 
 def place_layers(
@@ -50,8 +48,7 @@ def place_layers(
         new = _replace(result, mapped[node], [mapped[argument] for argument in read], name)
         if node in kernels:
             placed[node] = new
-    for node in result.graph.nodes:
-        loosen_view(node)
+    loosen_views(result.graph)
     return placed
 
 

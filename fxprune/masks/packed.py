@@ -27,9 +27,13 @@ class PackedMasks(Mapping[str, torch.Tensor]):
         """Pack.
 
         Args:
-            masks: Bool masks; they are copied.
+            masks: Bool masks; they are copied, packed ones shared.
         """
-        self._packed = {name: (pack_bits(mask), mask.shape, mask.device) for name, mask in masks.items()}
+        self._packed: Mapping[str, tuple[torch.Tensor, torch.Size, torch.device]] = (
+            masks._packed
+            if isinstance(masks, PackedMasks)
+            else {name: (pack_bits(mask), mask.shape, mask.device) for name, mask in masks.items()}
+        )
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return a mask, on the device that it came from."""

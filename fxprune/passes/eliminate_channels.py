@@ -35,7 +35,7 @@ from fxprune.channels.rules import find_rule
 from fxprune.errors import PreconditionError
 from fxprune.graph import tidy
 from fxprune.layer import find_layer
-from fxprune.nodes import annotation_of
+from fxprune.nodes import annotation_of, loosen_views
 from fxprune.passes.base import Pass, PassResult, Refusal
 
 ADDS = ("cost", "compact", "align")
@@ -100,7 +100,7 @@ class EliminateChannels(Pass):
         if not gone and not _is_smaller(rewriter.record, gm.graph, rewriter.graph):
             return split, refusals
         gm.graph = rewriter.graph
-        rewriter.loosen_views()
+        loosen_views(gm.graph)
         rewriter.store_constants()
         gm.meta.setdefault(CUTS_KEY, []).append(tuple(rewriter.record))
         return True, refusals

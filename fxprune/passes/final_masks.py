@@ -26,7 +26,7 @@ class FinalMasks:
         Args:
             masks: Checked masks.
         """
-        self.masks = dict(masks)
+        self.masks: Mapping[str, Tensor] = masks
 
     def __call__(self, _index: int, gm: fx.GraphModule, record: PassRecord, /) -> None:
         """Look at the graph after a pass."""

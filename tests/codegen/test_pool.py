@@ -11,6 +11,7 @@ from fxprune.codegen.cpu.pool import PoolWorkload, build_pool_kernel
 from fxprune.codegen.kernel import BoundUnary
 from fxprune.codegen.target import parse_target
 from fxprune.codegen.workload import NO_HALO, Layout
+from tests.codegen.pooling import check_equals_torch, check_nan_stays, draw, expect
 from tests.codegen.suite import check_halo, guards_are_intact, halo, place, poisoned, view
 
 
@@ -84,36 +85,17 @@ def _run(library: Library, name: str, x: torch.Tensor) -> torch.Tensor:
     return inside(name, y)
 
 
-def expect(name: str, x: torch.Tensor) -> torch.Tensor:
-    """Return torch's result."""
-    work = CASES[name]
-    if work.kind == "mean":
-        return x.mean((-2, -1), keepdim=True)
-    return F.max_pool2d(x, work.kernel, work.stride, work.padding, ceil_mode=name in CEIL)
-
-
-def draw(name: str) -> torch.Tensor:
-    """Return the input of a case, [N, C, H, W]."""
-    work = CASES[name]
-    return torch.randn(work.x.batch, work.channels, *work.x.spatial[1:], generator=torch.Generator().manual_seed(1)) - 3
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_pool_equals_torch(library: Library, name: str) -> None:
-    x = draw(name)
-    found, wanted = _run(library, name, x), expect(name, x.double())
-    assert found.shape == wanted.shape
-    assert float((found - wanted).abs().max()) <= 1e-6 * float(wanted.abs().max())
+    check_equals_torch(lambda x: _run(library, name, x), CASES[name], ceil=name in CEIL)
 
 
 @pytest.mark.parametrize("name", ["resnet", "odd_channels", "mean"])
 def test_a_number_that_is_none_stays_none(library: Library, name: str) -> None:
-    x = draw(name)
-    x[0, 3, ::2, -1] = torch.nan
-    assert torch.equal(_run(library, name, x).isnan(), expect(name, x).isnan())
+    check_nan_stays(lambda x: _run(library, name, x), CASES[name])
 
 
 def test_infinities_stay(library: Library) -> None:
-    x = draw("vgg")
+    x = draw(CASES["vgg"])
     x[0, 5, :2, :2], x[1, 6, 0, 0] = -torch.inf, torch.inf
-    assert torch.equal(_run(library, "vgg", x), expect("vgg", x))
+    assert torch.equal(_run(library, "vgg", x), expect(CASES["vgg"], x))

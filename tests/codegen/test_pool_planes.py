@@ -14,6 +14,7 @@ from fxprune.codegen.cpu.pool_planes import build_plane_pool_kernel
 from fxprune.codegen.kernel import BoundUnary
 from fxprune.codegen.target import parse_target
 from fxprune.codegen.workload import Layout
+from tests.codegen.pooling import check_equals_torch, check_nan_stays
 from tests.codegen.suite import guards_are_intact, poisoned, view
 
 Pair = tuple[int, int]
@@ -67,31 +68,11 @@ def _run(library: Library, name: str, x: torch.Tensor) -> torch.Tensor:
     return view(y, work.y)[:, :, 0]
 
 
-def expect(name: str, x: torch.Tensor) -> torch.Tensor:
-    """Return torch's result."""
-    work = CASES[name]
-    if work.kind == "mean":
-        return F.avg_pool2d(x, work.kernel, work.stride)
-    return F.max_pool2d(x, work.kernel, work.stride, work.padding, ceil_mode=name in CEIL)
-
-
-def draw(name: str) -> torch.Tensor:
-    """Return the input of a case, [N, C, H, W]."""
-    layout = CASES[name].x
-    shape = (layout.batch, layout.channels, *layout.spatial[1:])
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1)) - 3
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_pool_equals_torch(library: Library, name: str) -> None:
-    x = draw(name)
-    found, wanted = _run(library, name, x), expect(name, x.double())
-    assert found.shape == wanted.shape
-    assert float((found - wanted).abs().max()) <= 1e-6 * float(wanted.abs().max())
+    check_equals_torch(lambda x: _run(library, name, x), CASES[name], ceil=name in CEIL)
 
 
 @pytest.mark.parametrize("name", ["resnet", "uneven", "mean"])
 def test_a_number_that_is_none_stays_none(library: Library, name: str) -> None:
-    x = draw(name)
-    x[0, 3, ::2, -1] = torch.nan
-    assert torch.equal(_run(library, name, x).isnan(), expect(name, x).isnan())
+    check_nan_stays(lambda x: _run(library, name, x), CASES[name])

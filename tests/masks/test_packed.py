@@ -35,6 +35,14 @@ def test_they_are_a_copy_and_readers_get_copies() -> None:
     assert bool(masks["weight"].all())
 
 
+def test_packed_masks_are_not_packed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = PackedMasks({"weight": torch.rand(3, 5) < 0.5})
+    monkeypatch.delattr("fxprune.masks.packed.pack_bits")
+    again = PackedMasks(masks)
+    assert list(again) == ["weight"]
+    assert torch.equal(again["weight"], masks["weight"])
+
+
 def test_a_cell_takes_a_bit() -> None:
     assert pack_bits(torch.ones(10, 10, dtype=torch.bool)).nbytes == 13
 

@@ -15,7 +15,7 @@ from fxprune.codegen.cpu.pool import build_pool_kernel
 from fxprune.codegen.cpu.stage import build_stage_kernel
 from fxprune.codegen.kernel import LayerKernel
 from fxprune.codegen.schedules import Candidate, depthwise_candidates, pixels_candidates, rows_candidates
-from tests.codegen import test_depthwise, test_pixels, test_pool, test_rows, test_stage
+from tests.codegen import pooling, test_depthwise, test_pixels, test_pool, test_rows, test_stage
 from tests.codegen.neon.emulator import Addressed, Argument, Array, Emulated, aarch64, needs_emulator
 from tests.codegen.suite import (
     TOLERANCE,
@@ -95,13 +95,14 @@ class _Checked:
     def errors(self) -> dict[str, float]:
         """Run everything; return the largest error of each as a share of its largest output."""
         layers = {name: _arguments(kernel, self._tensors[name]) for name, kernel in self._kernels.items()}
-        drawn = {name: test_pool.draw(name) for name in self._pools}
+        drawn = {name: pooling.draw(test_pool.CASES[name]) for name in self._pools}
         calls: list[tuple[str, Sequence[Argument]]] = [*layers.items()]
         calls += [(f"pool_{name}", [one.numpy() for one in test_pool.buffers(name, x)]) for name, x in drawn.items()]
         found = dict(zip((name for name, _ in calls), self.emulated.run(calls), strict=True))
         return {name: self._error(name, found[name]) for name in layers} | {
             f"pool_{name}": largest_error(
-                test_pool.inside(name, torch.from_numpy(found[f"pool_{name}"][-1])), test_pool.expect(name, x.double())
+                test_pool.inside(name, torch.from_numpy(found[f"pool_{name}"][-1])),
+                pooling.expect(test_pool.CASES[name], x.double(), ceil=name in test_pool.CEIL),
             )
             for name, x in drawn.items()
         }
