@@ -143,8 +143,8 @@ def kernels(compiled: CompiledModule) -> list[str]:
 
 
 def force_kernels(monkeypatch: pytest.MonkeyPatch, *families: str) -> None:
-    """Let dense torch look slow, and only kernels of these families ("rows", "pixels") be there."""
+    """Let dense torch look slow, and only these kernels ("rows", "pixels", "winograd") be there."""
     select = "fxprune.lowering.select"
     monkeypatch.setattr(f"{select}.predict_dense_us", lambda *_: 1e9)
-    for family in {"rows", "pixels"} - set(families):
+    for family in {"rows", "pixels", "winograd"} - set(families):
         monkeypatch.setattr(f"{select}.{family}_candidates", lambda *_, **__: [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -223,6 +223,17 @@ def test_every_layer_on_kernels_is_exact(name: str, family: str, turn: int, monk
     assert kernels(compiled) or (family == "pixels" and name in NO_PIXELS)
 
 
+@pytest.mark.parametrize("families", [("winograd",), ("rows", "winograd")], ids=["between torch", "between kernels"])
+@pytest.mark.parametrize("name", ["residual", "strides", "concat"])
+def test_layers_of_fewer_products_are_exact(
+    name: str, families: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force_kernels(monkeypatch, *families)
+    model, x = make(name)
+    compiled = check(model, draw_masks(model, everything), x)
+    assert sum(layer.kernel.startswith("winograd") for layer in compiled.report.layers) > 1
+
+
 @pytest.mark.parametrize("kind", MASKS)
 def test_every_mask_is_exact(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     force_kernels(monkeypatch, "rows", "pixels")
@@ -276,9 +287,11 @@ def small_networks(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 @settings(max_examples=12)
-@given(small_networks(), st.lists(st.sampled_from(sorted(MASKS)), min_size=1, max_size=3), st.sampled_from([0, 1, 2]))
+@given(
+    small_networks(), st.lists(st.sampled_from(sorted(MASKS)), min_size=1, max_size=3), st.sampled_from([0, 1, 2, 3])
+)
 def test_drawn_networks_are_exact(drawn: tuple[nn.Module, tuple[int, ...]], kinds: list[str], which: int) -> None:
-    families = (("rows",), ("pixels",), ("rows", "pixels"))[which]
+    families = (("rows",), ("pixels",), ("rows", "pixels"), ("winograd",))[which]
     model, shape = drawn
     with pytest.MonkeyPatch.context() as monkeypatch:
         force_kernels(monkeypatch, *families)

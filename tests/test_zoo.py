@@ -97,5 +97,5 @@ def test_zoo_is_exact(name: str, structure: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGE_SIZES)
 def test_zoo_is_exact_with_kernels_everywhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    force_kernels(monkeypatch, "rows", "pixels")
+    force_kernels(monkeypatch, "rows", "pixels", "winograd")
     assert check_network(name, "unstructured", 2) > 0

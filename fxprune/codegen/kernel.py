@@ -15,7 +15,10 @@ from fxprune.annotation import IndexArray, RowGroupPattern
 from fxprune.codegen.cpu import pixels, rows
 from fxprune.codegen.cpu.ahead import ahead_cells
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, build_depthwise_kernel, pack_depthwise
+from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.winograd import build_winograd_kernel
+from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, pack_winograd, read_positions, scratch_cells
 from fxprune.codegen.format import Float32Array, PackedWeight, pack
 from fxprune.codegen.memory import Pool, rounded
 from fxprune.codegen.runs import first_channels
@@ -33,11 +36,11 @@ class LayerKernel:
     Attributes:
         work: Shapes and layouts.
         schedule: Options.
-        packed: The packed weight; None for a depthwise layer, whose taps are stored whole.
+        packed: The packed weight; None for depthwise and Winograd kernels, whose taps are stored whole.
         arrays: Arguments between the input and the output, in the kernel's order.
         scratch_cells: float32 cells of scratch that the kernel needs; 0 = it takes none.
         channel_map: Position of each output channel in the output buffer, [O]; None = in order.
-        cut: First unit (block-major, tile-minor) of every thread, [threads + 1]; None for a depthwise layer.
+        cut: First unit (block-major, tile-minor) of every thread, [threads + 1]; None without a packed weight.
     """
 
     work: Workload
@@ -62,18 +65,18 @@ class LayerKernel:
     @property
     def computed_pixels(self) -> int:
         """Output positions that the kernel computes, wasted ones included."""
-        if isinstance(self.schedule, RowsSchedule):
-            return rows.computed_pixels(self.work, self.schedule.tile)
-        assert not isinstance(self.schedule, DepthwiseSchedule)
-        return pixels.computed_pixels(self.work, self.schedule)
+        schedule = self._packed_schedule
+        if isinstance(schedule, RowsSchedule):
+            return rows.computed_pixels(self.work, schedule.tile)
+        return pixels.computed_pixels(self.work, schedule)
 
     def thread_blocks(self, thread: int) -> tuple[int, int]:
         """Return the first block whose values a thread reads, and one past the last."""
         assert self.packed is not None
         assert self.cut is not None
-        assert not isinstance(self.schedule, DepthwiseSchedule)
-        by_rows = isinstance(self.schedule, RowsSchedule)
-        if self.schedule.split == "pixels" or (not by_rows and self.work.shape.batch >= self.work.threads):
+        schedule = self._packed_schedule
+        by_rows = isinstance(schedule, RowsSchedule)
+        if schedule.split == "pixels" or (not by_rows and self.work.shape.batch >= self.work.threads):
             return 0, self.packed.blocks
         tiles = self._tiles()
         return int(self.cut[thread]) // tiles, -(-int(self.cut[thread + 1]) // tiles)
@@ -82,24 +85,31 @@ class LayerKernel:
         """Count how often a thread asks for memory ahead (`cpu.ahead`)."""
         assert self.cut is not None
         assert self.packed is not None
-        if not isinstance(self.schedule, RowsSchedule):
-            assert not isinstance(self.schedule, DepthwiseSchedule)
-            return pixels.questions(self.work, self.schedule, self.thread_blocks(thread), thread)
-        if self.schedule.split == "blocks":
+        schedule = self._packed_schedule
+        if not isinstance(schedule, RowsSchedule):
+            return pixels.questions(self.work, schedule, self.thread_blocks(thread), thread)
+        if schedule.split == "blocks":
             return int(self.cut[thread + 1] - self.cut[thread])
         tiles, threads = self._tiles(), self.work.threads
         return (tiles * (thread + 1) // threads - tiles * thread // threads) * self.packed.blocks
 
     def _tiles(self) -> int:
-        if isinstance(self.schedule, RowsSchedule):
-            return rows.tiles_of(self.work, self.schedule.tile)
-        assert not isinstance(self.schedule, DepthwiseSchedule)
-        return pixels.tiles_of(self.work, self.schedule)
+        schedule = self._packed_schedule
+        if isinstance(schedule, RowsSchedule):
+            return rows.tiles_of(self.work, schedule.tile)
+        return pixels.tiles_of(self.work, schedule)
+
+    @property
+    def _packed_schedule(self) -> RowsSchedule | PixelsSchedule:
+        assert isinstance(self.schedule, RowsSchedule | PixelsSchedule)
+        return self.schedule
 
     def script(self, name: str) -> str:
         """Return the TVMScript of the function under a global symbol."""
         if isinstance(self.schedule, DepthwiseSchedule):
             return build_depthwise_kernel(name, self.work, self.schedule)
+        if isinstance(self.schedule, WinogradSchedule):
+            return build_winograd_kernel(name, self.work, self.schedule, int(self.arrays[2].max()) + 1)
         assert self.packed is not None
         if isinstance(self.schedule, RowsSchedule):
             problem = rows.RowsProblem(self.packed.blocks, *self._vector_rows)
@@ -147,9 +157,12 @@ def make_kernel(
     if isinstance(schedule, DepthwiseSchedule):
         taps = pack_depthwise(work, schedule, weight, bias)
         return LayerKernel(work, schedule, None, taps, 0, None, None, (False, False))
+    if isinstance(schedule, WinogradSchedule):
+        return _make_winograd(work, schedule, weight, bias, input_map)
     packed = pack(weight, stored_pattern(pattern, schedule, work.shape.groups), schedule.height)
     offsets = _offsets(work, schedule, packed, input_map)
-    _check_sizes(work, packed, offsets)
+    _check_sizes(work, int(packed.values.size))
+    _check_offsets(work, offsets)
     lane_bias = packed.per_lane(np.zeros(pattern.shape[0], np.float32) if bias is None else bias)
     values = packed.values if packed.values.size else np.zeros(1, np.float32)
     offsets = offsets if offsets.size else np.zeros(1, np.int32)
@@ -170,6 +183,20 @@ def make_kernel(
     kinds = (bool((first >= 0).any()), bool((first < 0).any()))
     arrays = (*head, packed.rows, packed.count, first, lane_bias, cut, ahead)
     return LayerKernel(work, schedule, packed, arrays, 0, positions, cut, kinds)
+
+
+def _make_winograd(
+    work: Workload,
+    schedule: WinogradSchedule,
+    weight: Float32Array,
+    bias: Float32Array | None,
+    input_map: IndexArray | None,
+) -> LayerKernel:
+    positions = read_positions(work.shape, input_map)
+    arrays = (*pack_winograd(work, schedule, weight, bias), positions)
+    cells = scratch_cells(work, schedule, positions)
+    _check_sizes(work, int(arrays[0].size), cells)
+    return LayerKernel(work, schedule, None, arrays, cells, None, None, (False, False))
 
 
 def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map: IndexArray | None) -> IndexArray:
@@ -193,11 +220,14 @@ def _cuts(packed: PackedWeight, tiles: int, threads: int) -> IndexArray:
     return np.concatenate(([0], inner, [cost.size])).astype(np.int32)
 
 
-def _check_sizes(work: Workload, packed: PackedWeight, offsets: IndexArray) -> None:
-    sizes = {"input": work.x.numel, "output": work.y.numel, "weight": int(packed.values.size)}
+def _check_sizes(work: Workload, weight: int, scratch: int = 0) -> None:
+    sizes = {"input": work.x.numel, "output": work.y.numel, "weight": weight, "scratch": scratch}
     for what, size in sizes.items():
         if size > _LARGEST_INDEX:
             raise CodegenError(f"The {what} of {work.shape} has {size} cells; kernels index with 32 bits.")
+
+
+def _check_offsets(work: Workload, offsets: IndexArray) -> None:
     if offsets.size and int(offsets.min()) < 0:
         raise CodegenError(f"A column offset of {work.shape} is negative: {int(offsets.min())}.")
 

@@ -9,6 +9,7 @@ from typing import Any
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.winograd_plan import WinogradSchedule
 from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.target import CpuTarget
 
@@ -16,6 +17,7 @@ _FAMILIES: dict[str, type[Schedule]] = {
     "rows": RowsSchedule,
     "pixels": PixelsSchedule,
     "depthwise": DepthwiseSchedule,
+    "winograd": WinogradSchedule,
 }
 
 

@@ -15,11 +15,12 @@ from fxprune.codegen.cpu import pixels, rows
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, is_depthwise
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.winograd_plan import WinogradSchedule
 from fxprune.codegen.format import full_pattern, in_order, is_scattered, padded_stored
 from fxprune.codegen.target import EFFICIENCY, CpuTarget
 from fxprune.codegen.workload import Workload
 
-Schedule = RowsSchedule | PixelsSchedule | DepthwiseSchedule
+Schedule = RowsSchedule | PixelsSchedule | DepthwiseSchedule | WinogradSchedule
 
 _CLOCK_GHZ = 3.0
 """Clock that the predictions assume, with one vector multiply-add a cycle."""
@@ -33,7 +34,7 @@ _DEPTHWISE_EFFICIENCY, _DEPTHWISE_DENSE_EFFICIENCY = 0.25, 0.15
 _DEPTHWISE_TILES = ((1, 8), (2, 6), (2, 4), (4, 3))
 """Vectors of channels and pixels in a tile of a depthwise kernel."""
 
-_LAUNCH_US = 3.0
+LAUNCH_US = 3.0
 """One parallel region, microseconds."""
 
 _LATENCY = 12
@@ -87,7 +88,7 @@ def predict_dense_us(work: Workload, target: CpuTarget) -> float:
     shape = work.shape
     flops = 2 * shape.macs(shape.columns * shape.channels_out)
     efficiency = _DEPTHWISE_DENSE_EFFICIENCY if is_depthwise(shape) else _DENSE_EFFICIENCY
-    return flops / (peak_gflops(target) * efficiency) / 1e3 + _LAUNCH_US
+    return flops / (peak_gflops(target) * efficiency) / 1e3 + LAUNCH_US
 
 
 def _efficiency(height: int) -> float:
@@ -103,7 +104,7 @@ def predict_us(cells: int, pixels_computed: int, height: int, target: CpuTarget)
         height: Rows of a block.
         target: The CPU.
     """
-    return 2 * cells * pixels_computed / (peak_gflops(target) * _efficiency(height)) / 1e3 + _LAUNCH_US
+    return 2 * cells * pixels_computed / (peak_gflops(target) * _efficiency(height)) / 1e3 + LAUNCH_US
 
 
 def _row_heights(pattern: RowGroupPattern, target: CpuTarget) -> list[tuple[int, int, int]]:
@@ -150,7 +151,8 @@ def stored_pattern(pattern: RowGroupPattern, schedule: object, conv_groups: int)
     """
     if isinstance(schedule, RowsSchedule) and schedule.ordered:
         return in_order(pattern, schedule.height, conv_groups)
-    return full_pattern(pattern.shape, conv_groups) if isinstance(schedule, DepthwiseSchedule) else pattern
+    whole = isinstance(schedule, DepthwiseSchedule | WinogradSchedule)
+    return full_pattern(pattern.shape, conv_groups) if whole else pattern
 
 
 def depthwise_candidates(work: Workload, target: CpuTarget) -> Iterator[Candidate]:
@@ -161,7 +163,7 @@ def depthwise_candidates(work: Workload, target: CpuTarget) -> Iterator[Candidat
         target: The CPU.
     """
     flops = 2 * work.shape.macs(work.shape.columns * work.shape.channels_out)
-    predicted = flops / (peak_gflops(target) * _DEPTHWISE_EFFICIENCY) / 1e3 + _LAUNCH_US
+    predicted = flops / (peak_gflops(target) * _DEPTHWISE_EFFICIENCY) / 1e3 + LAUNCH_US
     for vectors, pixels_in_tile in _DEPTHWISE_TILES:
         yield Candidate(DepthwiseSchedule(target.lanes, vectors, pixels_in_tile), predicted)
 

@@ -96,7 +96,7 @@ class Choice:
 
     @property
     def family(self) -> str:
-        """Who computes it: "dense"; "rows", channels-last, depthwise kernels too; or "pixels"."""
+        """Who computes it: "dense"; "rows", channels-last, all others too; or "pixels"."""
         return "dense" if self.schedule is None else family_of(self.schedule)
 
     @property
@@ -106,7 +106,7 @@ class Choice:
 
 
 def family_of(schedule: Schedule) -> str:
-    """Return the family of a kernel's options: "rows", channels-last, depthwise kernels too; or "pixels"."""
+    """Return the family of a kernel's options: "rows", channels-last, all but the "pixels" kernels."""
     return "pixels" if isinstance(schedule, PixelsSchedule) else "rows"
 
 

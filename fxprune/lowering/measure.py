@@ -112,7 +112,7 @@ class Rig:
         """Return a call of a kernel; the library lives as long as the call."""
         work = kernel.work
         residual = self._residual[: work.residual.numel] if work.residual else None
-        scratch = torch.zeros(kernel.scratch_cells, dtype=torch.float32) if kernel.scratch_cells else None
+        scratch = Pool(kernel.scratch_cells).take(kernel.scratch_cells) if kernel.scratch_cells else None
         x, y = self._x[: work.x.numel], self._y[: work.y.numel]
         bound = BoundKernel(library[name], kernel, x, y, residual, scratch)
 

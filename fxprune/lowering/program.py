@@ -303,8 +303,7 @@ def _allocate(
     for (item, y), place in zip(layouts.items(), places, strict=True):
         arena[item.node] = whole[place : place + y.numel]
     cells = max((item.kernel.scratch_cells for item in lowered.values()), default=0)
-    scratch = torch.zeros(cells, dtype=torch.float32)
-    return arena, scratch
+    return arena, Pool(cells).take(cells)
 
 
 def _bind_kernels(

@@ -22,6 +22,7 @@ from fxprune.codegen.schedules import (
     rows_candidates,
 )
 from fxprune.codegen.target import CpuTarget
+from fxprune.codegen.winograd_schedules import winograd_candidates
 from fxprune.lowering.choice import Case, Choice, family_of
 from fxprune.lowering.geometry import is_depthwise
 from fxprune.lowering.known import DENSE, Known, candidate_text, read_candidate
@@ -37,7 +38,8 @@ MODEL_MARGIN = 0.15
 """Without a measurement the predicted kernel must beat the predicted dense layer by this share."""
 
 _HOPELESS = 1.6
-"""A family whose best prediction is this many times the dense prediction is not measured."""
+"""A family whose best prediction is this many times the dense prediction is not measured, nor is a candidate whose
+prediction is this many times the best one."""
 
 _CLOSE = 1.1
 """A family is measured if its best prediction is within this factor of the other's."""
@@ -125,6 +127,7 @@ def usual_candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidat
     if is_depthwise(case.layer):
         return {"rows": list(depthwise_candidates(flat, target)), "pixels": []}
     rows = list(rows_candidates(flat, case.pattern, target, channels_in_order=not trial.private))
+    rows += winograd_candidates(flat, target)
     work = trial_workload(trial, "pixels", target.threads, 1)
     planes = [] if case.layer.kind == "linear" else list(pixels_candidates(work, case.pattern, target))
     dense = predict_dense_us(work, target)
@@ -135,7 +138,9 @@ def usual_candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidat
             found[family] = []
     best = min((candidates[0].predicted_us for candidates in found.values() if candidates), default=0.0)
     return {
-        family: [] if candidates and candidates[0].predicted_us > _CLOSE * best else candidates
+        family: [one for one in candidates if one.predicted_us <= _HOPELESS * best]
+        if candidates and candidates[0].predicted_us <= _CLOSE * best
+        else []
         for family, candidates in found.items()
     }
 

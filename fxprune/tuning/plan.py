@@ -8,6 +8,7 @@ from dataclasses import replace
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.space import pixels_space, rows_space
 from fxprune.codegen.target import EFFICIENCY, CpuTarget
+from fxprune.codegen.winograd_schedules import winograd_space
 from fxprune.covering import cover_at
 from fxprune.lowering.choice import family_of
 from fxprune.lowering.geometry import is_depthwise
@@ -56,6 +57,8 @@ def _search_space(trial: Trial, target: CpuTarget) -> Iterator[tuple[Candidate, 
         flat = trial_workload(at, "rows", target.threads, 1)
         rows = rows_space(flat, at.case.pattern, target, channels_in_order=not trial.private)
         yield from ((replace(candidate, group_height=height), at) for candidate in rows)
+        if height is None:
+            yield from ((candidate, at) for candidate in winograd_space(flat, target))
         if trial.case.layer.kind != "linear":
             planes = pixels_space(trial_workload(at, "pixels", target.threads, 1), at.case.pattern, target)
             yield from ((replace(candidate, group_height=height), at) for candidate in planes)

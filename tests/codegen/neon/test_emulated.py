@@ -15,7 +15,8 @@ from fxprune.codegen.cpu.pool import build_pool_kernel
 from fxprune.codegen.cpu.stage import build_stage_kernel
 from fxprune.codegen.kernel import LayerKernel
 from fxprune.codegen.schedules import Candidate, depthwise_candidates, pixels_candidates, rows_candidates
-from tests.codegen import pooling, test_depthwise, test_pixels, test_pool, test_rows, test_stage
+from fxprune.codegen.winograd_schedules import winograd_candidates
+from tests.codegen import pooling, test_depthwise, test_pixels, test_pool, test_rows, test_stage, test_winograd
 from tests.codegen.neon.emulator import Addressed, Argument, Array, Emulated, aarch64, needs_emulator
 from tests.codegen.suite import (
     TOLERANCE,
@@ -26,6 +27,7 @@ from tests.codegen.suite import (
     conv,
     draw_pattern,
     draw_tensors,
+    full_pattern,
     in_order,
     largest_error,
     make,
@@ -46,6 +48,7 @@ def _best(case: Case, found: Iterator[Candidate]) -> Case:
 def _chosen() -> dict[str, Case]:
     """Return a layer of each family with the schedule that is chosen for NEON."""
     target, shape = aarch64(), conv(12, 40, (9, 10), 3, padding=1)
+    dense = Case(shape, test_winograd.FOUR, full_pattern(shape), residual=True)
     rows = Case(shape, test_rows.WIDE, draw_pattern(shape, (16, 8)), residual=True, activation="relu")
     pixels = Case(shape, test_pixels.LOW, draw_pattern(shape, (2, 1)), activation="silu")
     depthwise = test_depthwise.CASES["mobilenet"]
@@ -53,6 +56,7 @@ def _chosen() -> dict[str, Case]:
         "rows_chosen": _best(rows, rows_candidates(rows.workload(), rows.pattern, target)),
         "pixels_chosen": _best(pixels, pixels_candidates(pixels.workload(), pixels.pattern, target)),
         "depthwise_chosen": _best(depthwise, depthwise_candidates(depthwise.workload(), target)),
+        "winograd_chosen": _best(dense, winograd_candidates(dense.workload(), target)),
     }
 
 
@@ -63,6 +67,7 @@ _FAMILIES: dict[str, tuple[Mapping[str, Case], Sequence[str]]] = {
     ),
     "pixels": (test_pixels.CASES, ("full_mask", "stride_2", "conv_groups_2", "padding_uneven", "batch_5")),
     "depthwise": (test_depthwise.CASES, ("stride", "dilated", "odd", "residual")),
+    "winograd": (test_winograd.CASES, ("outputs_5", "stem_narrow", "rows_ragged", "halos")),
 }
 """All cases of each family of layer kernels, and the names of those that the fast tests run."""
 
@@ -130,7 +135,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Checked]:
 
 def test_neon_code_of_every_family_equals_torch(checked: _Checked) -> None:
     errors = checked.errors()
-    assert {name.split("_")[0] for name in errors} == {"rows", "pixels", "depthwise", "pool"}
+    assert {name.split("_")[0] for name in errors} == {"rows", "pixels", "depthwise", "winograd", "pool"}
     assert {name: error for name, error in errors.items() if not error <= TOLERANCE} == {}
 
 

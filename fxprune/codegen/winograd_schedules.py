@@ -1,0 +1,94 @@
+"""Which Winograd schedules a layer has, which of them are worth trying, and how long each is predicted to take."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fxprune.codegen.cpu.winograd_plan import (
+    WinogradSchedule,
+    count_blocks,
+    fits,
+    phase_taps,
+    products_per_output,
+    supports,
+)
+from fxprune.codegen.minimal_filtering import MOST_PRODUCTS
+from fxprune.codegen.schedules import LAUNCH_US, Candidate, peak_gflops
+from fxprune.codegen.target import CpuTarget
+from fxprune.codegen.workload import Workload
+
+_EFFICIENCY = 0.85
+"""Share of the peak at which the products are summed: the transforms take the rest."""
+
+_LINES = 8
+"""Output lines that are transformed at once, at most: more would not stay in the L2 cache."""
+
+_SPARE_REGISTERS = 4
+"""Registers that hold no accumulator: weights and samples."""
+
+
+def winograd_candidates(work: Workload, target: CpuTarget) -> Iterator[Candidate]:
+    """Yield the schedules worth trying for a layer, as if it were dense.
+
+    Args:
+        work: The layer; both layouts are "nhwc".
+        target: The CPU.
+    """
+    height = work.shape.spatial_out[1]
+    for vectors in (1, 2):
+        for schedule in _tiles(work, vectors, target)[:1]:
+            lines = min(range(1, min(_LINES, height) + 1), key=lambda lines: _busiest_lines(work, lines))
+            yield _predict(work, replace(schedule, lines=lines), target)
+            if work.threads > 1 and work.shape.batch * height < _LINES * work.threads:
+                yield _predict(work, replace(schedule, lines=min(_LINES, height), split="blocks"), target)
+
+
+def winograd_space(work: Workload, target: CpuTarget) -> Iterator[Candidate]:
+    """Yield every schedule of a layer, as if it were dense.
+
+    Args:
+        work: The layer; both layouts are "nhwc".
+        target: The CPU.
+    """
+    lines = range(min(4, work.shape.spatial_out[1]), min(_LINES, work.shape.spatial_out[1]) + 1)
+    for vectors in (1, 2, 3, 4):
+        for schedule, count in itertools.product(_tiles(work, vectors, target), lines):
+            yield _predict(work, replace(schedule, lines=count), target)
+            if work.threads > 1:
+                yield _predict(work, replace(schedule, lines=count, split="blocks"), target)
+
+
+def _tiles(work: Workload, vectors: int, target: CpuTarget) -> list[WinogradSchedule]:
+    """Return a schedule for every number of outputs, with the tiles that fit the registers, fewest products first."""
+    shape, most = work.shape, (target.registers - _SPARE_REGISTERS) // vectors
+    if not supports(shape):
+        return []
+    taps, width = phase_taps(shape)[0], shape.spatial_out[2]
+    found = [
+        WinogradSchedule(target.lanes, vectors, outputs, most // (outputs + taps - 1), 1, "pixels")
+        for outputs in range(2, MOST_PRODUCTS - taps + 2)
+        if most >= outputs + taps - 1
+    ]
+
+    def products(schedule: WinogradSchedule) -> float:
+        return products_per_output(shape, schedule.outputs) * -(-width // schedule.outputs) * schedule.outputs
+
+    return sorted((one for one in found if fits(shape, one)), key=products)
+
+
+def _busiest_lines(work: Workload, lines: int) -> tuple[int, int]:
+    """Return the lines that the busiest thread computes, and those that it transforms, for so many at once."""
+    shape = work.shape
+    units = -(-shape.batch * -(-shape.spatial_out[1] // lines) // work.threads)
+    around = (shape.kernel[1] - 1) * shape.dilation[1] + 1
+    return units * lines, units * ((lines - 1) * shape.stride[1] + around)
+
+
+def _predict(work: Workload, schedule: WinogradSchedule, target: CpuTarget) -> Candidate:
+    shape, outputs = work.shape, schedule.outputs
+    rows = count_blocks(shape, schedule.height) * schedule.height
+    lines = shape.macs(rows * shape.columns) / (shape.spatial_out[2] * shape.kernel[2])
+    products = -(-shape.spatial_out[2] // outputs) * outputs * products_per_output(shape, outputs)
+    return Candidate(schedule, 2 * lines * products / (peak_gflops(target) * _EFFICIENCY) / 1e3 + LAUNCH_US)
