@@ -56,4 +56,5 @@ def _format_case(case: Case) -> list[str]:
         "--seed": case.seed,
     }
     words = [str(word) for option in options.items() for word in option]
-    return [*words, "--shuffle-rows"] if case.shuffle_rows else words
+    switches = {"--shuffle-rows": case.shuffle_rows, "--cut": case.cut}
+    return [*words, *(name for name, is_on in switches.items() if is_on)]

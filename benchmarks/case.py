@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from benchmarks.cut import CutNetwork
 from benchmarks.macs import MacCount, count_macs
 from benchmarks.masks import apply_masks, make_masks, restore_scale
 from benchmarks.models import build_model, make_input
@@ -25,6 +26,7 @@ class Case:
         rows: Height of the row groups; 0 for the other structures.
         shuffle_rows: Whether the rows of a group are drawn at random.
         seed: Seed of weights, masks and input.
+        cut: Whether the dense engines run the network without its dead channels, as one would build it by hand.
     """
 
     model: str
@@ -34,6 +36,7 @@ class Case:
     rows: int = 0
     shuffle_rows: bool = False
     seed: int = 0
+    cut: bool = False
 
     @property
     def mask_label(self) -> str:
@@ -44,7 +47,8 @@ class Case:
     @property
     def label(self) -> str:
         """The whole case in words."""
-        return f"{self.model}, batch {self.batch}, {self.mask_label}, sparsity {self.sparsity:g}"
+        cut = ", dense engines on the cut network" if self.cut else ""
+        return f"{self.model}, batch {self.batch}, {self.mask_label}, sparsity {self.sparsity:g}{cut}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ class Problem:
 
     @functools.cached_property
     def masked(self) -> nn.Module:
-        """The masked dense model with channels_last weights: what the dense peers run."""
+        """The masked dense model with channels_last weights, or what a cut leaves of it: what the dense peers run."""
+        if self.case.cut:
+            return CutNetwork(self.model, self.masks, self.x)
         return apply_masks(self.model, self.masks).to(memory_format=torch.channels_last)
 
     @functools.cached_property

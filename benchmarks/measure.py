@@ -30,7 +30,7 @@ class Bench:
         self._peers = tuple(peers)
         self._threads = threads
         self._schedule = schedule
-        self._kept_for: tuple[str, int] | None = None
+        self._kept_for: object = None
         self._kept: dict[str, BuiltPeer | None] = {}
         self._results: dict[str, PeerResult] = {}
 
@@ -47,8 +47,9 @@ class Bench:
         Raises:
             ValueError: The case names an unknown model or structure, or a number is out of range.
         """
-        if self._kept_for != (case.model, case.batch):
-            self._kept_for = (case.model, case.batch)
+        kept_for = case if case.cut else (case.model, case.batch)
+        if self._kept_for != kept_for:
+            self._kept_for = kept_for
             self._kept.clear()
         problem = build_problem(case)
         built = self._build_all(problem, on_step)

@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"{', '.join(STRUCTURES)} or all (rowgroup)")  # fmt: skip
     add("--rows", nargs="+", type=int, default=[32], metavar="R", help="heights of the row groups (32)")
     add("--shuffle-rows", action="store_true", help="draw the rows of a group at random, not side by side")
+    add("--cut", action="store_true", help="let the dense engines run the network without its dead channels")
     add("--seed", type=int, default=0, help="seed of weights, masks and input (0)")
     add("--rounds", type=int, default=10, help="interleaved rounds (10)")
     add("--threads", type=int, default=threads, help=f"threads of every engine ({threads})")
@@ -84,7 +85,7 @@ def list_cases(options: argparse.Namespace) -> list[Case]:
     """List the cases that the options span, those of one model and batch size side by side."""
     structures = STRUCTURES if "all" in options.structure else options.structure
     return [
-        Case(model, batch, structure, sparsity, rows, options.shuffle_rows, options.seed)
+        Case(model, batch, structure, sparsity, rows, options.shuffle_rows, options.seed, options.cut)
         for model, batch, structure in itertools.product(options.model, options.batch, structures)
         for rows in (options.rows if structure == "rowgroup" else [0])
         for sparsity in options.sparsity

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import fx
 
 from fxprune.codegen.format import padded_stored
-from fxprune.codegen.schedules import stored_pattern
+from fxprune.codegen.schedules import executed_share, stored_pattern
 from fxprune.layer import find_layer
 from fxprune.lowering.choice import Case, Choice, Chosen
 from fxprune.nodes import annotation_of, module_path
@@ -40,10 +40,11 @@ def report_layers(
         choice: Chosen = choices.get(node) or Choice(None, obstacles[node])
         case, packed_bytes = cases.get(node), sizes.get(module_path(node))
         schedule = choice.schedule
-        stored, heights = case.weight.size if case else annotation.mask.numel(), dict[int, int]()
+        stored, heights, share = case.weight.size if case else annotation.mask.numel(), dict[int, int](), 1.0
         if case is not None and schedule is not None:
             pattern = stored_pattern(case.pattern, schedule, layer.groups)
             stored, heights = padded_stored(pattern, schedule.height), pattern.heights()
+            share = executed_share(schedule, case.shape)
         dense_bytes = annotation.mask.numel() * layer.weight.meta["val"].element_size()
         reports.append(
             LayerReport(
@@ -53,7 +54,7 @@ def report_layers(
                 output_shape=layer.output_shape,
                 macs_dense=layer.macs,
                 macs_kept=annotation.nnz * layer.positions,
-                macs_run=stored * layer.positions,
+                macs_run=round(stored * layer.positions * share),
                 density=annotation.density,
                 stored_density=stored / max(1, annotation.mask.numel()),
                 heights=heights,

@@ -15,10 +15,10 @@ from fxprune.codegen.cpu import pixels, rows
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, is_depthwise
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
-from fxprune.codegen.cpu.winograd_plan import WinogradSchedule
+from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, products_per_output
 from fxprune.codegen.format import full_pattern, in_order, is_scattered, padded_stored
 from fxprune.codegen.target import EFFICIENCY, CpuTarget
-from fxprune.codegen.workload import Workload
+from fxprune.codegen.workload import ConvShape, Workload
 
 Schedule = RowsSchedule | PixelsSchedule | DepthwiseSchedule | WinogradSchedule
 
@@ -153,6 +153,18 @@ def stored_pattern(pattern: RowGroupPattern, schedule: object, conv_groups: int)
         return in_order(pattern, schedule.height, conv_groups)
     whole = isinstance(schedule, DepthwiseSchedule | WinogradSchedule)
     return full_pattern(pattern.shape, conv_groups) if whole else pattern
+
+
+def executed_share(schedule: object, shape: ConvShape) -> float:
+    """Return the multiply-adds that a kernel executes, as a share of one for every stored cell and output.
+
+    Args:
+        schedule: Options of the kernel, of any target.
+        shape: The layer.
+    """
+    if not isinstance(schedule, WinogradSchedule):
+        return 1.0
+    return products_per_output(shape, schedule.outputs) / shape.kernel[2]
 
 
 def depthwise_candidates(work: Workload, target: CpuTarget) -> Iterator[Candidate]:

@@ -8,6 +8,7 @@ for its conversions. A kernel is taken only if it beats dense by more than the n
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -38,8 +39,8 @@ MODEL_MARGIN = 0.15
 """Without a measurement the predicted kernel must beat the predicted dense layer by this share."""
 
 _HOPELESS = 1.6
-"""A family whose best prediction is this many times the dense prediction is not measured, nor is a candidate whose
-prediction is this many times the best one."""
+"""A family whose best prediction is this many times the dense prediction is not measured; nor are Winograd kernels
+beside row-lane kernels, or those beside them, whose best prediction is so much less."""
 
 _CLOSE = 1.1
 """A family is measured if its best prediction is within this factor of the other's."""
@@ -126,8 +127,11 @@ def usual_candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidat
     flat = trial_workload(trial, "rows", target.threads, 1)
     if is_depthwise(case.layer):
         return {"rows": list(depthwise_candidates(flat, target)), "pixels": []}
-    rows = list(rows_candidates(flat, case.pattern, target, channels_in_order=not trial.private))
-    rows += winograd_candidates(flat, target)
+    rows = _without_hopeless(
+        list(rows_candidates(flat, case.pattern, target, channels_in_order=not trial.private)),
+        list(winograd_candidates(flat, target)),
+        is_full=case.pattern.density == 1,
+    )
     work = trial_workload(trial, "pixels", target.threads, 1)
     planes = [] if case.layer.kind == "linear" else list(pixels_candidates(work, case.pattern, target))
     dense = predict_dense_us(work, target)
@@ -138,11 +142,19 @@ def usual_candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidat
             found[family] = []
     best = min((candidates[0].predicted_us for candidates in found.values() if candidates), default=0.0)
     return {
-        family: [one for one in candidates if one.predicted_us <= _HOPELESS * best]
-        if candidates and candidates[0].predicted_us <= _CLOSE * best
-        else []
+        family: [] if candidates and candidates[0].predicted_us > _CLOSE * best else candidates
         for family, candidates in found.items()
     }
+
+
+def _without_hopeless(rows: list[Candidate], fast: list[Candidate], *, is_full: bool) -> list[Candidate]:
+    """Return the row-lane and Winograd candidates without those that are predicted far behind the other kind.
+
+    The model does not know what it takes to store rows one by one, so row-lane kernels stay unless all cells are there.
+    """
+    least_rows, least_fast = (min((one.predicted_us for one in kind), default=math.inf) for kind in (rows, fast))
+    kept = [one for one in rows if not is_full or one.predicted_us <= _HOPELESS * least_fast]
+    return kept + [one for one in fast if one.predicted_us <= _HOPELESS * least_rows]
 
 
 def _predict(unique: Mapping[str, Trial], target: CpuTarget) -> dict[str, _Entry]:

@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks import measure
 from benchmarks.case import Case, Problem
 from benchmarks.console import format_summary, format_table
+from benchmarks.masks import make_masks
 from benchmarks.measure import Bench
 from benchmarks.peers import PEERS, Forward, Peer, PeerError, Setting, build_peer
 from benchmarks.timing import Schedule
@@ -115,3 +116,12 @@ def test_a_peer_that_fails_or_is_wrong_is_not_timed_and_the_others_go_on() -> No
     assert "wrong output" in reasons["wrong"]
     assert "of those that ran (Failing, wrong did not)" in format_summary(result)
     assert format_table(result).row_count == 4
+
+
+def test_the_cut_network_is_smaller_and_equal() -> None:
+    problem = build_tiny_problem()
+    masks = make_masks(problem.model, "channel", 0.5, 0)
+    cut = dataclasses.replace(problem, masks=masks, case=dataclasses.replace(CASE, structure="channel", cut=True))
+    assert cut.find_error(cut.masked(cut.x)) <= 1e-5
+    weights = [buffer.numel() for buffer in cut.masked.buffers()] + [one.numel() for one in cut.masked.parameters()]
+    assert sum(weights) < sum(one.numel() for one in problem.masked.parameters())

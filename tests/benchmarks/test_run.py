@@ -116,3 +116,9 @@ def test_modules_start_as_programs(program: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{program}", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--sparsity" in done.stdout
+
+
+def test_a_cut_case_says_so() -> None:
+    (case,) = run.list_cases(run.build_parser().parse_args(["--cut", "--structure", "refill"]))
+    assert case.cut
+    assert case.label.endswith("dense engines on the cut network")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, fits, products_per_output
-from fxprune.codegen.schedules import predict_dense_us
+from fxprune.codegen.schedules import executed_share, predict_dense_us
 from fxprune.codegen.target import CpuTarget, parse_target
 from fxprune.codegen.winograd_schedules import winograd_candidates, winograd_space
 from fxprune.codegen.workload import ConvShape
 from tests.codegen.suite import Case, Suite, conv, full_pattern
+from tests.codegen.test_rows import WIDE
 from tests.codegen.test_schedules import SHAPES, TARGETS, rows_work
 
 SMALL = {
@@ -59,3 +60,8 @@ def test_every_candidate_equals_torch() -> None:
     suite = Suite(cases, target)
     for name in cases:
         suite.check(name)
+
+
+def test_a_stem_executes_less_than_half_of_its_multiply_adds() -> None:
+    assert executed_share(WinogradSchedule(16, 1, 4, 4, 8, "pixels"), SHAPES["stem"]) == pytest.approx(13 / 28)
+    assert executed_share(WIDE, SHAPES["stem"]) == 1
