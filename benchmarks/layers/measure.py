@@ -16,6 +16,7 @@ from benchmarks.layers.machine import GEMM_SIZES, copy_call, gemm_call, gemm_flo
 from fxprune.codegen.cpu import pixels, rows
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, count_tiles
 from fxprune.codegen.kernel import LayerKernel
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import CpuTarget
@@ -211,9 +212,11 @@ def _dense_bytes(case: Case) -> int:
 
 def _computed_flops(kernel: LayerKernel) -> int:
     """Return the FLOPs that a kernel does, on zeros and on pixels that are computed twice too."""
+    schedule, shape = kernel.schedule, kernel.work.shape
+    if isinstance(schedule, WinogradSchedule):
+        return 2 * int(kernel.arrays[0].size) * count_tiles(shape, schedule.outputs)
     if kernel.packed is None:
-        return 2 * kernel.work.shape.macs(int(kernel.arrays[0].size))
-    schedule = kernel.schedule
+        return 2 * shape.macs(int(kernel.arrays[0].size))
     if isinstance(schedule, RowsSchedule):
         return 2 * int(kernel.packed.values.size) * rows.computed_pixels(kernel.work, schedule.tile)
     assert isinstance(schedule, PixelsSchedule)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from fxprune.codegen.cpu.winograd_plan import (
     WinogradSchedule,
     count_blocks,
+    count_tiles,
     fits,
     phase_taps,
     products_per_output,
@@ -65,7 +66,7 @@ def _tiles(work: Workload, vectors: int, target: CpuTarget) -> list[WinogradSche
     shape, most = work.shape, (target.registers - _SPARE_REGISTERS) // vectors
     if not supports(shape):
         return []
-    taps, width = phase_taps(shape)[0], shape.spatial_out[2]
+    taps = phase_taps(shape)[0]
     found = [
         WinogradSchedule(target.lanes, vectors, outputs, most // (outputs + taps - 1), 1, "pixels")
         for outputs in range(2, MOST_PRODUCTS - taps + 2)
@@ -73,7 +74,7 @@ def _tiles(work: Workload, vectors: int, target: CpuTarget) -> list[WinogradSche
     ]
 
     def products(schedule: WinogradSchedule) -> float:
-        return products_per_output(shape, schedule.outputs) * -(-width // schedule.outputs) * schedule.outputs
+        return products_per_output(shape, schedule.outputs) * schedule.outputs * count_tiles(shape, schedule.outputs)
 
     return sorted((one for one in found if fits(shape, one)), key=products)
 
@@ -89,6 +90,6 @@ def _busiest_lines(work: Workload, lines: int) -> tuple[int, int]:
 def _predict(work: Workload, schedule: WinogradSchedule, target: CpuTarget) -> Candidate:
     shape, outputs = work.shape, schedule.outputs
     rows = count_blocks(shape, schedule.height) * schedule.height
-    lines = shape.macs(rows * shape.columns) / (shape.spatial_out[2] * shape.kernel[2])
-    products = -(-shape.spatial_out[2] // outputs) * outputs * products_per_output(shape, outputs)
-    return Candidate(schedule, 2 * lines * products / (peak_gflops(target) * _EFFICIENCY) / 1e3 + LAUNCH_US)
+    products = outputs * products_per_output(shape, outputs) * count_tiles(shape, outputs)
+    flops = 2 * rows * (shape.columns // shape.kernel[2]) * products
+    return Candidate(schedule, flops / (peak_gflops(target) * _EFFICIENCY) / 1e3 + LAUNCH_US)

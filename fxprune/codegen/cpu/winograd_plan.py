@@ -129,6 +129,12 @@ def count_blocks(shape: ConvShape, height: int) -> int:
     return -(-shape.channels_out // height)
 
 
+def count_tiles(shape: ConvShape, outputs: int) -> int:
+    """Count the tiles of so many outputs over the batch; a last one that overlaps the one before it included."""
+    _, height, width = shape.spatial_out
+    return shape.batch * height * -(-width // outputs)
+
+
 def read_positions(shape: ConvShape, input_map: IndexArray | None) -> IndexArray:
     """Return the position of every input channel in its buffer, [I]."""
     return np.arange(shape.channels_in, dtype=np.int32) if input_map is None else input_map.astype(np.int32)
