@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure() -> None:
     torch.set_num_threads(2)
+    gc.set_threshold(100_000, 20, 50)  # a capture makes so many objects that collecting takes a third of its time
 
 
 @pytest.fixture(autouse=True)
