@@ -12,7 +12,7 @@ from fxprune.codegen.cpu.winograd_plan import (
     count_tiles,
     fits,
     phase_taps,
-    products_per_output,
+    products_per_tile,
     supports,
 )
 from fxprune.codegen.minimal_filtering import MOST_PRODUCTS
@@ -73,8 +73,8 @@ def _tiles(work: Workload, vectors: int, target: CpuTarget) -> list[WinogradSche
         if most >= outputs + taps - 1
     ]
 
-    def products(schedule: WinogradSchedule) -> float:
-        return products_per_output(shape, schedule.outputs) * schedule.outputs * count_tiles(shape, schedule.outputs)
+    def products(schedule: WinogradSchedule) -> int:
+        return products_per_tile(shape, schedule.outputs) * count_tiles(shape, schedule.outputs)
 
     return sorted((one for one in found if fits(shape, one)), key=products)
 
@@ -90,6 +90,6 @@ def _busiest_lines(work: Workload, lines: int) -> tuple[int, int]:
 def _predict(work: Workload, schedule: WinogradSchedule, target: CpuTarget) -> Candidate:
     shape, outputs = work.shape, schedule.outputs
     rows = count_blocks(shape, schedule.height) * schedule.height
-    products = outputs * products_per_output(shape, outputs) * count_tiles(shape, outputs)
+    products = products_per_tile(shape, outputs) * count_tiles(shape, outputs)
     flops = 2 * rows * (shape.columns // shape.kernel[2]) * products
     return Candidate(schedule, flops / (peak_gflops(target) * _EFFICIENCY) / 1e3 + LAUNCH_US)

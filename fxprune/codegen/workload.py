@@ -172,6 +172,13 @@ class Workload:
     activation_args: tuple[float, ...]
     threads: int
 
+    @property
+    def first_tap(self) -> int:
+        """Element offset of the first tap of the first output position; not for "nchw", which has no halo."""
+        _, _, *steps = self.x.strides
+        ends = zip(self.x.halo, self.shape.padding, steps, strict=True)
+        return sum((halo[0] - padding[0]) * step for halo, padding, step in ends)
+
 
 def column_offsets(columns: IndexArray, group: int, work: Workload, channel_map: IndexArray | None) -> IndexArray:
     """Turn columns of the weight's 2-D view into element offsets from the first tap of an output position.

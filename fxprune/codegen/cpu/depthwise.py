@@ -132,7 +132,7 @@ def _write_tile(script: Script, work: Workload, tile: _Tile, parts: int) -> None
     )
     script.add('pos = T.alloc_buffer((4,), "int32", scope="local")')
     script.add(f"pos[0] = u % {parts} * {lanes * vectors}")
-    starts = {1: (work.x, work.shape.stride, _first_tap(work)), 2: (work.y, (1, 1, 1), work.y.origin)}
+    starts = {1: (work.x, work.shape.stride, work.first_tap), 2: (work.y, (1, 1, 1), work.y.origin)}
     if work.residual:
         starts[3] = (work.residual, (1, 1, 1), work.residual.origin)
     for index, (layout, stride, origin) in starts.items():
@@ -172,10 +172,3 @@ def _offset(place: tuple[str, str, str, str], layout: Layout, stride: tuple[int,
     n, _, *spatial = layout.strides
     steps = (n, *(step * by for step, by in zip(spatial, stride, strict=True)))
     return " + ".join(f"{index} * {step}" for index, step in zip(place, steps, strict=True))
-
-
-def _first_tap(work: Workload) -> int:
-    """Return the element offset of the first tap of the first output position."""
-    _, _, *steps = work.x.strides
-    pairs = zip(work.x.halo, work.shape.padding, steps, strict=True)
-    return sum((halo[0] - padding[0]) * step for halo, padding, step in pairs)

@@ -270,18 +270,12 @@ class _RowsWriter:
         h = f"T.min({tile} // {across} % {down} * {ph}, {height - ph})"
         plane = f"({tile} // {across * down})"
         d, n = f"({plane} % {depth})", f"({plane} // {depth})"
-        origins = [self._x_origin(), self.work.y.origin, self.work.residual.origin if self.work.residual else 0]
+        origins = [self.work.first_tap, self.work.y.origin, self.work.residual.origin if self.work.residual else 0]
         all_steps = [grid.x_steps, grid.y_steps, grid.residual_steps]
         for index, (origin, steps) in enumerate(zip(origins, all_steps, strict=True)):
             if steps is not None:
                 offset = " + ".join(f"{i} * {step}" for i, step in zip((n, d, h, w), steps, strict=True))
                 self.script.add(f"pos[{index}] = {offset} + {origin}")
-
-    def _x_origin(self) -> int:
-        """Element offset of the first tap of the first output position."""
-        _, _, *steps = self.work.x.strides
-        halo, padding = self.work.x.halo, self.work.shape.padding
-        return sum((h[0] - p[0]) * step for h, p, step in zip(halo, padding, steps, strict=True))
 
     def _store(self, cell: str, over_tile: tuple[str, ...]) -> None:
         script, problem = self.script, self.problem

@@ -103,7 +103,7 @@ class _WinogradWriter:
             script.add('pos = T.alloc_buffer((2,), "int32", scope="local")')
             start = f"T.min(tile * {across}, {last * shape.stride[2]}) * {w}"
             line = f"({self._first_line()} * {shape.stride[1]} + line) * {h}"
-            script.add(f"pos[0] = {self._image()} * {n} + {line} + {start} + {self._x_origin()}")
+            script.add(f"pos[0] = {self._image()} * {n} + {line} + {start} + {self.work.first_tap}")
             script.add(f"pos[1] = t * {plan.scratch} + (line * {plan.across} + tile) * {plan.depth * plan.channels}")
             whole, rest = divmod(plan.channels, lanes)
             if whole:
@@ -125,12 +125,6 @@ class _WinogradWriter:
                 row = plan.filtering.samples[p][: plan.products[phase]]
                 sources = [f"d[{(first + i) * lanes} + v]" for i in range(len(row))]
                 script.add(f"S[pos[1] + {number * plan.channels} + {channel} + v] = {_weighted(row, sources)}")
-
-    def _x_origin(self) -> int:
-        """Element offset of the first tap of the first output position."""
-        _, _, *steps = self.work.x.strides
-        halo, padding = self.work.x.halo, self.work.shape.padding
-        return sum((h[0] - p[0]) * step for h, p, step in zip(halo, padding, steps, strict=True))
 
     def _products(self) -> None:
         """Compute one group of tiles of one block."""

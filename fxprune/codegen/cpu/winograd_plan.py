@@ -145,10 +145,10 @@ def scratch_cells(work: Workload, schedule: WinogradSchedule, positions: IndexAr
     return work.threads * plan_winograd(work, schedule, int(positions.max()) + 1).scratch
 
 
-def products_per_output(shape: ConvShape, outputs: int) -> float:
-    """Return how many products an output takes for each line of taps, where plain sums take as many as taps."""
+def products_per_tile(shape: ConvShape, outputs: int) -> int:
+    """Return how many products a tile takes for each line of taps, where plain sums take outputs times taps."""
     taps = phase_taps(shape)
-    return sum(outputs + taps[0] - 1 - (count < taps[0]) for count in taps) / outputs
+    return sum(outputs + taps[0] - 1 - (count < taps[0]) for count in taps)
 
 
 def pack_winograd(

@@ -15,7 +15,7 @@ def input_address(work: Workload, q: str, width: int) -> str:
         width: Neighbouring cells that are moved at once; the address is in units of it, too.
     """
     flat = work.shape.is_pointwise and is_flat(work.x)
-    return f"({q})" if flat else _address(work, work.x, q, width, work.shape.stride, _first_tap(work))
+    return f"({q})" if flat else _address(work, work.x, q, width, work.shape.stride, work.first_tap)
 
 
 def output_address(work: Workload, layout: Layout, q: str, width: int) -> str:
@@ -28,13 +28,6 @@ def output_address(work: Workload, layout: Layout, q: str, width: int) -> str:
         width: Neighbouring cells that are moved at once; the address is in units of it, too.
     """
     return f"({q})" if is_flat(layout) else _address(work, layout, q, width, (1, 1, 1), layout.origin)
-
-
-def _first_tap(work: Workload) -> int:
-    """Element offset of the first tap of the first output position."""
-    _, _, *steps = work.x.strides
-    pairs = zip(work.x.halo, work.shape.padding, steps, strict=True)
-    return sum((halo[0] - padding[0]) * step for halo, padding, step in pairs)
 
 
 def _address(work: Workload, layout: Layout, q: str, width: int, stride: Triple, start: int) -> str:
