@@ -13,9 +13,6 @@ from torch import fx, nn
 
 from benchmarks.layers.figures import LayerFigures, LayerTable
 from benchmarks.layers.machine import GEMM_SIZES, copy_call, gemm_call, gemm_flops, launch_call
-from fxprune.codegen.cpu import pixels, rows
-from fxprune.codegen.cpu.pixels import PixelsSchedule
-from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, count_tiles
 from fxprune.codegen.kernel import LayerKernel
 from fxprune.codegen.schedules import Candidate
@@ -217,7 +214,4 @@ def _computed_flops(kernel: LayerKernel) -> int:
         return 2 * int(kernel.arrays[0].size) * count_tiles(shape, schedule.outputs)
     if kernel.packed is None:
         return 2 * shape.macs(int(kernel.arrays[0].size))
-    if isinstance(schedule, RowsSchedule):
-        return 2 * int(kernel.packed.values.size) * rows.computed_pixels(kernel.work, schedule.tile)
-    assert isinstance(schedule, PixelsSchedule)
-    return 2 * int(kernel.packed.values.size) * pixels.computed_pixels(kernel.work, schedule)
+    return 2 * kernel.packed.stored * kernel.computed_pixels

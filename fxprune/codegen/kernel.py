@@ -154,16 +154,17 @@ def make_kernel(
             f"{work.shape} adds a residual, whose channels are in order, so its output cannot lie in the order of the "
             "blocks. Pass group_order=False."
         )
+    shift = np.zeros(pattern.shape[0], np.float32) if bias is None else bias
     if isinstance(schedule, DepthwiseSchedule):
-        taps = pack_depthwise(work, schedule, weight, bias)
+        taps = pack_depthwise(work, schedule, weight, shift)
         return LayerKernel(work, schedule, None, taps, 0, None, None, (False, False))
     if isinstance(schedule, WinogradSchedule):
-        return _make_winograd(work, schedule, weight, bias, input_map)
+        return _make_winograd(work, schedule, weight, shift, input_map)
     packed = pack(weight, stored_pattern(pattern, schedule, work.shape.groups), schedule.height)
     offsets = _offsets(work, schedule, packed, input_map)
     _check_sizes(work, int(packed.values.size))
     _check_offsets(work, offsets)
-    lane_bias = packed.per_lane(np.zeros(pattern.shape[0], np.float32) if bias is None else bias)
+    lane_bias = packed.per_lane(shift)
     values = packed.values if packed.values.size else np.zeros(1, np.float32)
     offsets = offsets if offsets.size else np.zeros(1, np.int32)
     head = (values, offsets, packed.begin, packed.length, packed.base)
@@ -189,7 +190,7 @@ def _make_winograd(
     work: Workload,
     schedule: WinogradSchedule,
     weight: Float32Array,
-    bias: Float32Array | None,
+    bias: Float32Array,
     input_map: IndexArray | None,
 ) -> LayerKernel:
     positions = read_positions(work.shape, input_map)

@@ -15,7 +15,7 @@ from fxprune.codegen.cpu import pixels, rows
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, is_depthwise
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
-from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, products_per_tile
+from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, phase_products
 from fxprune.codegen.format import full_pattern, in_order, is_scattered, padded_stored
 from fxprune.codegen.target import EFFICIENCY, CpuTarget
 from fxprune.codegen.workload import ConvShape, Workload
@@ -164,7 +164,7 @@ def executed_share(schedule: object, shape: ConvShape) -> float:
     """
     if not isinstance(schedule, WinogradSchedule):
         return 1.0
-    return products_per_tile(shape, schedule.outputs) / (schedule.outputs * shape.kernel[2])
+    return sum(phase_products(shape, schedule.outputs)) / (schedule.outputs * shape.kernel[2])
 
 
 def depthwise_candidates(work: Workload, target: CpuTarget) -> Iterator[Candidate]:

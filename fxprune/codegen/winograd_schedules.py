@@ -9,10 +9,12 @@ from dataclasses import replace
 from fxprune.codegen.cpu.winograd_plan import (
     WinogradSchedule,
     count_blocks,
+    count_parts,
     count_tiles,
     fits,
+    lines_read,
+    phase_products,
     phase_taps,
-    products_per_tile,
     supports,
 )
 from fxprune.codegen.minimal_filtering import MOST_PRODUCTS
@@ -74,22 +76,20 @@ def _tiles(work: Workload, vectors: int, target: CpuTarget) -> list[WinogradSche
     ]
 
     def products(schedule: WinogradSchedule) -> int:
-        return products_per_tile(shape, schedule.outputs) * count_tiles(shape, schedule.outputs)
+        return sum(phase_products(shape, schedule.outputs)) * count_tiles(shape, schedule.outputs)
 
     return sorted((one for one in found if fits(shape, one)), key=products)
 
 
 def _busiest_lines(work: Workload, lines: int) -> tuple[int, int]:
     """Return the lines that the busiest thread computes, and those that it transforms, for so many at once."""
-    shape = work.shape
-    units = -(-shape.batch * -(-shape.spatial_out[1] // lines) // work.threads)
-    around = (shape.kernel[1] - 1) * shape.dilation[1] + 1
-    return units * lines, units * ((lines - 1) * shape.stride[1] + around)
+    parts = -(-count_parts(work.shape, lines) // work.threads)
+    return parts * lines, parts * lines_read(work.shape, lines)
 
 
 def _predict(work: Workload, schedule: WinogradSchedule, target: CpuTarget) -> Candidate:
     shape, outputs = work.shape, schedule.outputs
     rows = count_blocks(shape, schedule.height) * schedule.height
-    products = products_per_tile(shape, outputs) * count_tiles(shape, outputs)
+    products = sum(phase_products(shape, outputs)) * count_tiles(shape, outputs)
     flops = 2 * rows * (shape.columns // shape.kernel[2]) * products
     return Candidate(schedule, flops / (peak_gflops(target) * _EFFICIENCY) / 1e3 + LAUNCH_US)

@@ -293,7 +293,9 @@ def check_halo(y: torch.Tensor, layout: Layout) -> None:
 def in_order(kernel: LayerKernel, y: torch.Tensor) -> torch.Tensor:
     """Return the inside of an output buffer with its channels in order, [N, O, D, H, W]."""
     found = view(y, kernel.work.y)
-    return found if kernel.channel_map is None else found[:, torch.from_numpy(kernel.channel_map).long()]
+    if kernel.channel_map is None:
+        return found[:, : kernel.work.shape.channels_out]
+    return found[:, torch.from_numpy(kernel.channel_map).long()]
 
 
 def largest_error(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -95,11 +95,7 @@ def test_the_kernel_equals_torch(suite: Suite, name: str) -> None:
     assert isinstance(case.schedule, WinogradSchedule)
     assert winograd_plan.supports(case.shape), "the case itself is wrong"
     assert winograd_plan.fits(case.shape, case.schedule), "the case itself is wrong"
-    if not case.group_order:
-        suite.check(name)
-        return
-    found, wanted = suite.run(name)
-    assert largest_error(found[:, : case.shape.channels_out], wanted) <= TOLERANCE
+    suite.check(name)
 
 
 def test_a_second_run_gives_the_same_bits(suite: Suite) -> None:

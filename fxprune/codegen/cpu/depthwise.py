@@ -72,7 +72,7 @@ def _tile(work: Workload, schedule: DepthwiseSchedule) -> _Tile:
 
 
 def pack_depthwise(
-    work: Workload, schedule: DepthwiseSchedule, weight: Float32Array, bias: Float32Array | None
+    work: Workload, schedule: DepthwiseSchedule, weight: Float32Array, bias: Float32Array
 ) -> tuple[Float32Array, Float32Array]:
     """Return the weight, tap-major, and the bias, both with zeros for channels of padding, flat.
 
@@ -80,13 +80,12 @@ def pack_depthwise(
         work: Shapes and layouts.
         schedule: Options of the kernel.
         weight: The 2-D view, [C, taps].
-        bias: [C] or None.
+        bias: [C].
     """
     channels = work.shape.channels_out
     spare = _tile(work, schedule).channels - channels
     taps = np.pad(weight.T, ((0, 0), (0, spare))).astype(np.float32)
-    shift = np.zeros(channels, np.float32) if bias is None else bias
-    return np.ascontiguousarray(taps).reshape(-1), np.pad(shift, (0, spare)).astype(np.float32)
+    return np.ascontiguousarray(taps).reshape(-1), np.pad(bias, (0, spare)).astype(np.float32)
 
 
 def build_depthwise_kernel(name: str, work: Workload, schedule: DepthwiseSchedule) -> str:

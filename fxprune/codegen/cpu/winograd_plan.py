@@ -58,7 +58,7 @@ def phase_taps(shape: ConvShape) -> list[int]:
 def fits(shape: ConvShape, schedule: WinogradSchedule) -> bool:
     """Whether a supported layer can be computed so: tiles within a line, few enough products."""
     _, height, width = shape.spatial_out
-    products = schedule.outputs + phase_taps(shape)[0] - 1
+    products = phase_products(shape, schedule.outputs)[0]
     return schedule.outputs <= width and schedule.lines <= height and products <= MOST_PRODUCTS
 
 
@@ -108,16 +108,14 @@ def plan_winograd(work: Workload, schedule: WinogradSchedule, channels: int) -> 
         channels: Channels of the input buffer, up to the last one that is read.
     """
     shape = work.shape
-    taps, (_, height, width) = phase_taps(shape), shape.spatial_out
-    full = schedule.outputs + taps[0] - 1
-    across, blocks = -(-width // schedule.outputs), count_blocks(shape, schedule.height)
+    across, blocks = -(-shape.spatial_out[2] // schedule.outputs), count_blocks(shape, schedule.height)
     return WinogradPlan(
-        filtering=minimal_filtering(schedule.outputs, taps[0]),
-        products=tuple(full if count == taps[0] else full - 1 for count in taps),
+        filtering=minimal_filtering(schedule.outputs, phase_taps(shape)[0]),
+        products=phase_products(shape, schedule.outputs),
         across=across,
         tiles=min(schedule.tiles, across),
-        units=shape.batch * -(-height // schedule.lines),
-        lines_in=(schedule.lines - 1) * shape.stride[1] + (shape.kernel[1] - 1) * shape.dilation[1] + 1,
+        units=count_parts(shape, schedule.lines),
+        lines_in=lines_read(shape, schedule.lines),
         channels=channels,
         blocks=blocks,
         rows=blocks * schedule.height,
@@ -127,6 +125,16 @@ def plan_winograd(work: Workload, schedule: WinogradSchedule, channels: int) -> 
 def count_blocks(shape: ConvShape, height: int) -> int:
     """Count the blocks of so many rows; the last one may hold rows of padding."""
     return -(-shape.channels_out // height)
+
+
+def count_parts(shape: ConvShape, lines: int) -> int:
+    """Count the parts of so many output lines over the batch; the last of an image may overlap the one before it."""
+    return shape.batch * -(-shape.spatial_out[1] // lines)
+
+
+def lines_read(shape: ConvShape, lines: int) -> int:
+    """Count the input lines that neighbouring output lines read."""
+    return (lines - 1) * shape.stride[1] + (shape.kernel[1] - 1) * shape.dilation[1] + 1
 
 
 def count_tiles(shape: ConvShape, outputs: int) -> int:
@@ -145,14 +153,14 @@ def scratch_cells(work: Workload, schedule: WinogradSchedule, positions: IndexAr
     return work.threads * plan_winograd(work, schedule, int(positions.max()) + 1).scratch
 
 
-def products_per_tile(shape: ConvShape, outputs: int) -> int:
-    """Return how many products a tile takes for each line of taps, where plain sums take outputs times taps."""
+def phase_products(shape: ConvShape, outputs: int) -> tuple[int, ...]:
+    """Return the products of a tile for every phase of a line; plain sums take outputs times taps in all."""
     taps = phase_taps(shape)
-    return sum(outputs + taps[0] - 1 - (count < taps[0]) for count in taps)
+    return tuple(outputs + taps[0] - 1 - (count < taps[0]) for count in taps)
 
 
 def pack_winograd(
-    work: Workload, schedule: WinogradSchedule, weight: Float32Array, bias: Float32Array | None
+    work: Workload, schedule: WinogradSchedule, weight: Float32Array, bias: Float32Array
 ) -> tuple[Float32Array, Float32Array]:
     """Return the transformed weight, [blocks, kh, I, products, R], and the bias, [blocks * R], both flat.
 
@@ -160,7 +168,7 @@ def pack_winograd(
         work: Shapes and layouts.
         schedule: Options of the kernel.
         weight: The 2-D view, [O, I * kh * kw].
-        bias: [O] or None.
+        bias: [O].
     """
     shape, plan = work.shape, plan_winograd(work, schedule, work.shape.channels_in)
     stride, taps = shape.stride[2], len(plan.filtering.taps[0])
@@ -174,5 +182,4 @@ def pack_winograd(
         padded = np.pad(own, [(0, 0)] * 4 + [(0, taps - own.shape[-1])])
         parts.append((padded @ matrix.T)[..., :products])
     packed = np.concatenate(parts, axis=-1).transpose(0, 3, 2, 4, 1)
-    shift = np.zeros(shape.channels_out, np.float32) if bias is None else bias
-    return np.ascontiguousarray(packed, dtype=np.float32).reshape(-1), np.pad(shift, (0, spare)).astype(np.float32)
+    return np.ascontiguousarray(packed, dtype=np.float32).reshape(-1), np.pad(bias, (0, spare)).astype(np.float32)
