@@ -16,6 +16,7 @@ from fxprune.codegen.cpu import pixels, rows
 from fxprune.codegen.cpu.ahead import ahead_cells
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, build_depthwise_kernel, pack_depthwise
 from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu.planes import plane_offsets
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.cpu.winograd import build_winograd_kernel
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, pack_winograd, read_positions, scratch_cells
@@ -171,7 +172,7 @@ def make_kernel(
     ahead = np.zeros(ahead_cells(work.threads), np.int32)
     if not isinstance(schedule, RowsSchedule):
         units = pixels.tiles_of(work, schedule)
-        cells = pixels.scratch_cells(work, schedule.lanes)
+        cells = pixels.scratch_cells(work, schedule)
         cut = _cuts(packed, units, work.threads)
         lists = (*head, packed.rows, packed.count, lane_bias, cut, ahead)
         return LayerKernel(work, schedule, packed, lists, cells, None, cut, (False, False))
@@ -209,7 +210,7 @@ def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map
         if isinstance(schedule, RowsSchedule):
             parts.append(column_offsets(group.columns, conv_group, work, input_map))
         else:
-            parts.append(pixels.pixel_offsets(group.columns, conv_group, work, schedule.lanes))
+            parts.append(plane_offsets(group.columns, conv_group, work))
     return np.concatenate(parts)
 
 

@@ -37,6 +37,10 @@ _DEPTHWISE_TILES = ((1, 8), (2, 6), (2, 4), (4, 3))
 LAUNCH_US = 3.0
 """One parallel region, microseconds."""
 
+_NARROW_SHARE = 0.72
+"""Share of its efficiency that a row-lane kernel keeps whose vectors are half as wide as the processor's: it loads an
+input for every multiply-add."""
+
 _LATENCY = 12
 """Accumulators that keep the multiply-adders busy: latency 4 times two a cycle, and some slack."""
 
@@ -58,6 +62,9 @@ _PREFETCH_PIXELS = 8
 _NARROW_PIXELS = 16
 """Largest tile of blocks narrower than a vector that is worth a measurement beside the one of the least waste: every
 multiply-add loads an input of its own, and with fewer pixels more of them are still in the L1 cache."""
+
+_LEAST_LANES = 4
+"""Narrowest vector of a pixel-lane kernel."""
 
 _PIXEL_TILES = {1: (8, 4, 14), 2: (4, 8), 4: (4, 2), 8: (2, 1)}
 """Vectors of pixels in a tile, best first, for each number of rows."""
@@ -113,7 +120,11 @@ def _row_heights(pattern: RowGroupPattern, target: CpuTarget) -> list[tuple[int,
     if target.lanes > 4:
         shapes.append((target.lanes // 2, 1))
     sized = [(lanes, vectors, padded_stored(pattern, lanes * vectors)) for lanes, vectors in shapes]
-    return sorted(sized, key=lambda item: (item[2] / _efficiency(item[0] * item[1]), -item[0] * item[1]))
+    return sorted(sized, key=lambda one: (one[2] / _rows_efficiency(one[0], one[1], target), -one[0] * one[1]))
+
+
+def _rows_efficiency(lanes: int, vectors: int, target: CpuTarget) -> float:
+    return _efficiency(lanes * vectors) * (_NARROW_SHARE if lanes < target.lanes else 1.0)
 
 
 def _row_tiles(work: Workload, vectors: int, target: CpuTarget) -> list[tuple[int, int]]:
@@ -193,9 +204,9 @@ def rows_candidates(
             one by one: then blocks in order are worth more cells.
     """
     heights = _row_heights(pattern, target)
-    best = heights[0][2] / _efficiency(heights[0][0] * heights[0][1])
+    best = heights[0][2] / _rows_efficiency(heights[0][0], heights[0][1], target)
     for lanes, vectors, cells in heights:
-        if cells / _efficiency(lanes * vectors) <= _CLOSE * best:
+        if cells / _rows_efficiency(lanes, vectors, target) <= _CLOSE * best:
             yield from _rows_variants(work, (lanes, vectors), cells, target)
     if not channels_in_order or not is_scattered(pattern):
         return
@@ -212,7 +223,8 @@ def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: C
     """Yield the schedules for one block shape, (lanes, vectors), that stores so many cells."""
     lanes, vectors = shape
     tiles = _row_tiles(work, vectors, target)
-    predicted = predict_us(cells, rows.computed_pixels(work, tiles[0]), lanes * vectors, target)
+    share = _NARROW_SHARE if lanes < target.lanes else 1.0
+    predicted = predict_us(cells, rows.computed_pixels(work, tiles[0]), lanes * vectors, target) / share
     count = rows.tiles_of(work, tiles[0])
     if count >= work.threads:
         yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels"), predicted)
@@ -228,21 +240,10 @@ def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: C
         yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "blocks"), predicted)
 
 
-def pixel_tile(work: Workload, lanes: int, count: int) -> tuple[int, int]:
-    """Return (lines, vectors a line) for a tile of about `count` vectors."""
-    if work.shape.is_pointwise:
-        depth, height, width = work.shape.spatial_out
-        return 1, max(1, min(count, depth * height * width // lanes))
-    vectors = min(count, -(-work.shape.spatial_out[2] // lanes))
-    return max(1, min(count // vectors, work.shape.spatial_out[1])), vectors
-
-
 def pixel_lanes(work: Workload, target: CpuTarget) -> int:
-    """Return the widest vector that wastes no more lanes than the next narrower one."""
-    depth, height, width = work.shape.spatial_out
-    line = depth * height * width if work.shape.is_pointwise else width
+    """Return the widest vector that fits an image's run; narrower ones waste fewer lanes, yet were slower."""
     lanes = target.lanes
-    while lanes > 4 and line < lanes:
+    while lanes > _LEAST_LANES and not pixels.most_vectors(work, lanes):
         lanes //= 2
     return lanes
 
@@ -259,22 +260,21 @@ def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarge
         return
     sized = sorted((padded_stored(pattern, height) / _efficiency(height), height) for height in _PIXEL_TILES)
     lanes = pixel_lanes(work, target)
+    most = pixels.most_vectors(work, lanes)
     for cost, height in sized:
         if cost > _CLOSE * sized[0][0]:
             continue
-        for tile in dict.fromkeys(pixel_tile(work, lanes, count) for count in _PIXEL_TILES[height]):
-            for split in pixel_splits(work, lanes, tile):
-                schedule = PixelsSchedule(lanes, height, tile, split)
-                if not pixels.fits(work, schedule):
-                    continue
+        for vectors in dict.fromkeys(min(count, most) for count in _PIXEL_TILES[height] if most):
+            for split in pixel_splits(work, lanes, vectors):
+                schedule = PixelsSchedule(lanes, height, vectors, split)
                 cells = padded_stored(pattern, height)
                 predicted = predict_us(cells, pixels.computed_pixels(work, schedule), height, target)
                 yield Candidate(schedule, predicted)
 
 
-def pixel_splits(work: Workload, lanes: int, tile: tuple[int, int]) -> tuple[Literal["pixels", "blocks"], ...]:
+def pixel_splits(work: Workload, lanes: int, vectors: int) -> tuple[Literal["pixels", "blocks"], ...]:
     """Return what threads may share within an image; a batch as large as the threads is shared by image."""
     if work.shape.batch >= work.threads:
         return ("pixels",)
-    tiles = pixels.tiles_of(work, PixelsSchedule(lanes, 1, tile, "pixels"))
+    tiles = pixels.tiles_of(work, PixelsSchedule(lanes, 1, vectors, "pixels"))
     return ("pixels", "blocks") if tiles >= 2 * work.threads else ("blocks",)

@@ -1,8 +1,8 @@
 """Choose for every layer between a kernel and dense torch, by measurement or by the cost model.
 
-Layers of one shape, epilogue and pattern size are measured once. All kernels of a model then share one order of
-activations, channels-last or planes, whichever makes the sum of the layers least; a layer in the other order pays
-for its conversions. A kernel is taken only if it beats dense by more than the noise.
+Layers of one shape, epilogue and pattern size are measured once. Every layer then computes in the order of activations,
+channels-last or planes, that makes the sum of all layers and of the copies between them least (`orders`). A kernel is
+taken only if it beats dense by more than the noise.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from fxprune.codegen.schedules import (
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.winograd_schedules import winograd_candidates
 from fxprune.lowering.choice import Case, Choice, family_of
+from fxprune.lowering.copies import copy_costs
 from fxprune.lowering.geometry import is_depthwise
 from fxprune.lowering.known import DENSE, Known, candidate_text, read_candidate
 from fxprune.lowering.measure import Trial, build_trials, time_calls, trial_workload
+from fxprune.lowering.orders import Order, activations, choose_orders
 from fxprune.lowering.trials import find_trials
 
 logger = logging.getLogger(__name__)
@@ -53,13 +55,10 @@ _PASSES = 5
 """Times that all layers are measured over, one after another; the best counts. A virtual machine moves its cores apart
 and together within seconds, and the order of a layer's candidates differs between the two."""
 
-_COPY_GBPS = 8.0
-"""Rate of a layout conversion, gigabytes read and written a second."""
-
 _LARGEST_FULL = 8_000_000
 """Largest weight, in cells, of a layer without a mask that kernels compete for; packing would double its memory."""
 
-_FAMILIES = ("rows", "pixels")
+_FAMILIES: tuple[Order, ...] = ("rows", "pixels")
 
 
 @dataclass(frozen=True)
@@ -94,8 +93,9 @@ def select(
     entries = {} if known is None else _recall(unique, target, known)
     rest = {kind: trial for kind, trial in unique.items() if kind not in entries}
     entries |= _measure(rest, target, known) if measure else _predict(rest, target)
-    order = _best_order(cases, kinds, entries)
-    return {node: _choose(case, entries[kinds[node]], order) for node, case in cases.items()}
+    found = {node: entries[kinds[node]] for node in cases}
+    orders = _find_orders(found, target, known, measure=measure)
+    return {node: _choose(case, found[node], orders[node]) for node, case in cases.items()}
 
 
 def _recall(unique: Mapping[str, Trial], target: CpuTarget, known: Known) -> dict[str, _Entry]:
@@ -207,39 +207,29 @@ def _with_exchange(option: _Option) -> float:
     return option.time_us * (_EXCHANGE if shares_blocks else 1.0)
 
 
-def _conversion_us(case: Case) -> float:
-    """Predict what it takes to bring a layer's input and output into the other order and back, microseconds."""
-    shape = case.shape
-    cells = shape.channels_in * shape.batch * _cells(shape.spatial_in) + shape.channels_out * shape.pixels
-    return 2 * 4 * cells / (_COPY_GBPS * 1e3)
-
-
-def _cells(spatial: tuple[int, int, int]) -> int:
-    return spatial[0] * spatial[1] * spatial[2]
-
-
-def _options(case: Case, entry: _Entry, order: str) -> list[tuple[float, str]]:
-    """Return (time with conversions, family) of every way to run a layer where activations lie in `order`."""
+def _options(entry: _Entry, order: Order) -> list[tuple[float, str]]:
+    """Return (time, family) of every way to run a layer in an order of activations; dense torch is channels-last."""
     margin = MODEL_MARGIN if entry.source == "predicted" else NOISE
-    conversion = _conversion_us(case)
-    options = [(entry.dense_us * (1 - margin) + (conversion if order == "pixels" else 0.0), "dense")]
-    for family, option in entry.best.items():
-        options.append((option.time_us + (0.0 if family == order else conversion), family))
-    return options
+    dense = [(entry.dense_us * (1 - margin), "dense")] if order == "rows" else []
+    return dense + ([(entry.best[order].time_us, order)] if order in entry.best else [])
 
 
-def _best_order(cases: Mapping[fx.Node, Case], keys: Mapping[fx.Node, str], entries: Mapping[str, _Entry]) -> str:
-    """Return the order of activations, named by its family, that makes the sum of all layers least."""
-    sums = {
-        order: sum(min(_options(case, entries[keys[node]], order))[0] for node, case in cases.items())
-        for order in _FAMILIES
+def _find_orders(
+    entries: Mapping[fx.Node, _Entry], target: CpuTarget, known: Known | None, *, measure: bool
+) -> dict[fx.Node, Order]:
+    """Return the order of every layer; all are channels-last where no layer could gain from planes."""
+    times = {
+        node: {order: min(options)[0] for order in _FAMILIES if (options := _options(entry, order))}
+        for node, entry in entries.items()
     }
-    logger.debug("predicted sum of layers, microseconds: %s", sums)
-    return min(_FAMILIES, key=lambda order: (sums[order], order == "pixels"))
+    if not any(one.get("pixels", math.inf) < one["rows"] for one in times.values()):
+        return dict.fromkeys(times, "rows")
+    graph = next(iter(entries)).graph
+    return choose_orders(graph, times, copy_costs(activations(graph), target, known, measure=measure))
 
 
-def _choose(case: Case, entry: _Entry, order: str) -> Choice:
-    family = min(_options(case, entry, order))[1]
+def _choose(case: Case, entry: _Entry, order: Order) -> Choice:
+    family = min(_options(entry, order))[1]
     verb, timed = entry.source, entry.source != "predicted"
     times = {name: option.time_us for name, option in entry.best.items()} | {"dense": entry.dense_us}
     listed = ", ".join(f"{name} {time:.0f} us" for name, time in sorted(times.items(), key=lambda item: item[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.space import pixels_space, rows_space
@@ -41,8 +42,16 @@ def find_candidates(trial: Trial, target: CpuTarget) -> list[tuple[Candidate, Tr
         return usual
     space = sorted(_search_space(trial, target), key=lambda item: item[0].predicted_us)
     promising = [item for item in space if item[0].predicted_us <= _PROMISING * space[0][0].predicted_us]
-    found = {candidate_text(candidate): (candidate, at) for candidate, at in [*usual, *promising[:MOST]]}
+    found = {candidate_text(candidate): (candidate, at) for candidate, at in [*usual, *_by_turns(promising)[:MOST]]}
     return list(found.values())
+
+
+def _by_turns(ranked: list[tuple[Candidate, Trial]]) -> list[tuple[Candidate, Trial]]:
+    """Let the row groups of every height take turns, so that none crowds out the others."""
+    by_height: dict[int | None, list[tuple[Candidate, Trial]]] = {}
+    for item in ranked:
+        by_height.setdefault(item[0].group_height, []).append(item)
+    return [item for turn in zip_longest(*by_height.values()) for item in turn if item is not None]
 
 
 def _search_space(trial: Trial, target: CpuTarget) -> Iterator[tuple[Candidate, Trial]]:

@@ -27,10 +27,10 @@ SQUARE = conv(20, 48, (9, 10), 3, padding=1)
 CASES = {
     "rows_by_pixels": Case(SQUARE, RowsSchedule(8, 1, (1, 5), "pixels", 2), draw_pattern(SQUARE, (8,))),
     "rows_by_blocks": Case(SQUARE, RowsSchedule(8, 2, (1, 3), "blocks"), draw_pattern(SQUARE, (16,))),
-    "pixels_by_pixels": Case(SQUARE, PixelsSchedule(8, 2, (1, 1), "pixels"), draw_pattern(SQUARE, (2,))),
-    "pixels_by_blocks": Case(SQUARE, PixelsSchedule(8, 4, (1, 1), "blocks"), draw_pattern(SQUARE, (4,))),
+    "pixels_by_pixels": Case(SQUARE, PixelsSchedule(8, 2, 1, "pixels"), draw_pattern(SQUARE, (2,))),
+    "pixels_by_blocks": Case(SQUARE, PixelsSchedule(8, 4, 1, "blocks"), draw_pattern(SQUARE, (4,))),
     "pixels_by_images": Case(
-        s := conv(20, 48, (5, 9), 3, padding=1, batch=3), PixelsSchedule(8, 2, (1, 1), "pixels"), draw_pattern(s, (2,))
+        s := conv(20, 48, (5, 9), 3, padding=1, batch=3), PixelsSchedule(8, 2, 1, "pixels"), draw_pattern(s, (2,))
     ),
     "linear": Case(s := linear(1, 300, 64), RowsSchedule(8, 2, (1, 1), "blocks"), draw_pattern(s, (16,))),
 }

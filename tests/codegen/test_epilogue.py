@@ -23,7 +23,7 @@ POINTS = conv(1, 1, (1, 4096), 1)
 
 FAMILIES: dict[str, Schedule] = {
     "rows": RowsSchedule(4, 1, (1, 4), "pixels", 64),
-    "pixels": PixelsSchedule(16, 1, (1, 2), "pixels"),
+    "pixels": PixelsSchedule(16, 1, 2, "pixels"),
 }
 ARGUMENTS: dict[str, tuple[float, ...]] = {"hardtanh": (-1.5, 2.0)}
 
@@ -62,7 +62,7 @@ def inside() -> dict[str, Case]:
         pattern = draw_pattern(shape, (8, 5), scattered=scattered)
         options = {"activation": name, "activation_args": ARGUMENTS.get(name, ()), "residual": residual}
         rows = Case(shape, RowsSchedule(8, 1, (1, 3), "pixels"), pattern, y_halo=halo((1, 1), (1, 1)))
-        pixels = Case(shape, PixelsSchedule(8, 2, (1, 2), "blocks"), pattern)
+        pixels = Case(shape, PixelsSchedule(8, 2, 2, "blocks"), pattern)
         for family, case in (("rows", rows), ("pixels", pixels)):
             cases[f"inside_{family}_{name}"] = Case(**{**vars(case), **options})
     return cases

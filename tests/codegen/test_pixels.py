@@ -9,6 +9,7 @@ import torch
 
 from fxprune.codegen.cpu import pixels
 from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.workload import ConvShape
 from tests.codegen.suite import (
     SPLITS,
     Case,
@@ -22,13 +23,13 @@ from tests.codegen.suite import (
     single_cells,
 )
 
-LOW_WIDE = PixelsSchedule(4, 1, (1, 1), "pixels")
-NARROW = PixelsSchedule(4, 2, (1, 1), "blocks")
-QUAD_SHORT = PixelsSchedule(4, 4, (2, 1), "pixels")
-LOW = PixelsSchedule(4, 1, (2, 2), "pixels")
-PAIR = PixelsSchedule(4, 2, (1, 2), "blocks")
-QUAD = PixelsSchedule(8, 4, (2, 1), "pixels")
-LONG = PixelsSchedule(16, 2, (1, 1), "pixels")
+LOW_WIDE = PixelsSchedule(4, 1, 1, "pixels")
+NARROW = PixelsSchedule(4, 2, 1, "blocks")
+QUAD_SHORT = PixelsSchedule(4, 4, 2, "pixels")
+LOW = PixelsSchedule(4, 1, 4, "pixels")
+PAIR = PixelsSchedule(4, 2, 2, "blocks")
+QUAD = PixelsSchedule(8, 4, 2, "pixels")
+LONG = PixelsSchedule(16, 2, 1, "pixels")
 
 IMAGE = conv(5, 13, (7, 11), 3, padding=1)
 BATCH = conv(3, 10, (5, 9), 3, padding=1, batch=3)
@@ -40,8 +41,8 @@ def shapes() -> dict[str, Case]:
     cases = {
         "one_row": Case(s := conv(5, 1, (6, 9), 3, padding=1), LOW, draw_pattern(s, (1,))),
         "one_column": Case(s := conv(1, 11, (5, 9)), PAIR, full_pattern(s)),
-        "one_row_one_column": Case(s := conv(1, 1, (3, 3), 1), PixelsSchedule(4, 1, (1, 2), "pixels"), full_pattern(s)),
-        "one_pixel": Case(s := conv(6, 7, (3, 3), 3), PixelsSchedule(4, 2, (1, 1), "blocks"), draw_pattern(s, (2,))),
+        "one_row_one_column": Case(s := conv(1, 1, (3, 3), 1), PixelsSchedule(4, 1, 2, "pixels"), full_pattern(s)),
+        "one_pixel": Case(s := conv(6, 7, (3, 3), 3), PixelsSchedule(4, 2, 1, "blocks"), draw_pattern(s, (2,))),
         "primes": Case(s := conv(13, 17, (11, 13), 3, padding=1, batch=2), QUAD, draw_pattern(s, (3, 5, 1))),
         "full_mask": Case(IMAGE, QUAD, full_pattern(IMAGE)),
         "empty_mask": Case(IMAGE, PAIR, empty_pattern(IMAGE)),
@@ -73,7 +74,7 @@ def shapes() -> dict[str, Case]:
         ),
         "axes_3_pointwise": Case(s := conv(7, 10, (3, 4, 5), (1, 1, 1), batch=2), PAIR, draw_pattern(s, (2,))),
         "five_tokens": Case(s := linear(5, 31, 9), NARROW, draw_pattern(s, (2,))),
-        "tokens_196": Case(s := linear(196, 24, 16), PixelsSchedule(16, 4, (1, 3), "pixels"), draw_pattern(s, (4,))),
+        "tokens_196": Case(s := linear(196, 24, 16), PixelsSchedule(16, 4, 3, "pixels"), draw_pattern(s, (4,))),
         "one_token_batch_2": Case(
             s := conv(9, 6, (1, 5), (1, 2), batch=2), NARROW, draw_pattern(s, (2,)), activation="relu"
         ),
@@ -87,7 +88,7 @@ def shapes() -> dict[str, Case]:
     for width in (1, 2, 3, 5, 6, 7):
         shape = conv(3, 5, (4, width), 3, padding=1)
         cases[f"lines_of_{width}"] = Case(
-            shape, PixelsSchedule(8, 2, (2, 1), "pixels"), draw_pattern(shape, (2,)), activation="silu", residual=True
+            shape, PixelsSchedule(8, 2, 1, "pixels"), draw_pattern(shape, (2,)), activation="silu", residual=True
         )
     return cases
 
@@ -100,7 +101,7 @@ def rows_of_blocks() -> dict[str, Case]:
     }
     for columns in range(4, 8):
         cases[f"negative_columns_{columns}"] = Case(
-            POINTS, PixelsSchedule(8, 2, (1, 3), "pixels"), draw_pattern(POINTS, (5, 4), columns=columns), negative=True
+            POINTS, PixelsSchedule(8, 2, 3, "pixels"), draw_pattern(POINTS, (5, 4), columns=columns), negative=True
         )
     for residual, bias in itertools.product((False, True), repeat=2):
         suffix = f"{'_residual' if residual else ''}{'_bias' if bias else ''}"
@@ -119,10 +120,10 @@ def schedules() -> dict[str, Case]:
     cases: dict[str, Case] = {}
     deep = conv(4, 18, (6, 33), 3, padding=1)
     flat = conv(6, 18, (11, 13), 1)
-    tiles = [(16, 1, (2, 2), (1, 4)), (16, 8, (1, 1), (1, 1)), (8, 2, (1, 4), (1, 3)), (4, 4, (3, 2), (1, 2))]
-    for (lanes, height, tile, line), split in itertools.product(tiles, SPLITS):
+    tiles = [(16, 1, 4, 4), (16, 8, 1, 1), (8, 2, 4, 3), (4, 4, 6, 2)]
+    for (lanes, height, several, few), split in itertools.product(tiles, SPLITS):
         threads = 1 + len(cases) % 3
-        for kind, shape, best in (("deep", deep, tile), ("flat", flat, line)):
+        for kind, shape, best in (("deep", deep, several), ("flat", flat, few)):
             cases[f"{kind}_{lanes}_{height}_{split}"] = Case(
                 shape,
                 PixelsSchedule(lanes, height, best, split),
@@ -134,7 +135,7 @@ def schedules() -> dict[str, Case]:
     tiny = conv(2, 3, (2, 4), 3, padding=1)
     for split in SPLITS:
         cases[f"more_threads_than_tiles_{split}"] = Case(
-            tiny, PixelsSchedule(4, 2, (2, 1), split), full_pattern(tiny), threads=7
+            tiny, PixelsSchedule(4, 2, 2, split), full_pattern(tiny), threads=7
         )
     return cases
 
@@ -164,25 +165,26 @@ def test_a_second_run_gives_the_same_bits(suite: Suite, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tile", "lanes", "fitting"),
+    ("shape", "vectors", "lanes", "fitting"),
     [
-        ((7, 1), 8, True),
-        ((8, 1), 8, False),
-        ((1, 2), 8, True),
-        ((1, 3), 4, True),
-        ((1, 4), 4, False),
-        ((1, 1), 16, True),
+        (IMAGE, 11, 8, True),
+        (IMAGE, 12, 8, False),
+        (IMAGE, 21, 4, True),
+        (IMAGE, 22, 4, False),
+        (POINTS, 5, 8, True),
+        (POINTS, 6, 8, False),
     ],
 )
-def test_a_tile_must_fit_the_image(tile: tuple[int, int], lanes: int, fitting: bool) -> None:
-    work = Case(IMAGE, LOW, full_pattern(IMAGE)).workload()
-    assert pixels.fits(work, PixelsSchedule(lanes, 1, tile, "pixels")) is fitting
+def test_a_tile_must_fit_the_run(shape: ConvShape, vectors: int, lanes: int, fitting: bool) -> None:
+    """7 lines of 11 and a cell between are 83 cells, which may be read behind; 45 pixels in place may not."""
+    work = Case(shape, LOW, full_pattern(shape)).workload()
+    assert pixels.fits(work, PixelsSchedule(lanes, 1, vectors, "pixels")) is fitting
 
 
 def test_a_pointwise_image_smaller_than_a_vector_does_not_fit() -> None:
     shape = conv(4, 4, (1, 3), 1)
     work = Case(shape, LOW, full_pattern(shape)).workload()
-    assert not pixels.fits(work, PixelsSchedule(4, 1, (1, 1), "pixels")), "it would read behind the input"
+    assert not pixels.fits(work, PixelsSchedule(4, 1, 1, "pixels")), "it would read behind the input"
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def rows_work(shape: ConvShape, target: CpuTarget) -> Workload:
 
 
 def pixels_work(shape: ConvShape, target: CpuTarget) -> Workload:
-    return Case(shape, PixelsSchedule(4, 1, (1, 1), "pixels"), empty_pattern(shape), target.threads).workload()
+    return Case(shape, PixelsSchedule(4, 1, 1, "pixels"), empty_pattern(shape), target.threads).workload()
 
 
 def patterns(shape: ConvShape) -> dict[str, RowGroupPattern]:
@@ -90,7 +90,7 @@ def test_pixel_candidates_fit_the_output_and_the_registers(shape: ConvShape, tar
         schedule = candidate.schedule
         assert isinstance(schedule, PixelsSchedule)
         assert pixels.fits(work, schedule)
-        assert schedule.rows * schedule.tile[0] * schedule.tile[1] <= target.registers
+        assert schedule.rows * schedule.vectors <= target.registers
         assert schedule.lanes <= target.lanes
 
 
@@ -160,7 +160,7 @@ def test_a_tile_is_refitted_to_the_final_layout() -> None:
     assert isinstance(refitted, RowsSchedule)
     assert refitted != schedule
     assert rows.fits(around.workload(), refitted.tile)
-    sideways = PixelsSchedule(16, 4, (1, 1), "blocks")
+    sideways = PixelsSchedule(16, 4, 1, "blocks")
     assert refit(sideways, plain.workload(), target) == sideways
 
 

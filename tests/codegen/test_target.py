@@ -119,7 +119,7 @@ def test_code_for_an_older_processor_is_exact(processor: str) -> None:
     pattern = draw_pattern(shape, (8, 5), scattered=True)
     cases = {
         "rows": Case(shape, RowsSchedule(target.lanes, 2, (2, 2), "pixels"), pattern, activation="gelu", residual=True),
-        "pixels": Case(shape, PixelsSchedule(target.lanes, 4, (1, 1), "blocks"), pattern, activation="hardswish"),
+        "pixels": Case(shape, PixelsSchedule(target.lanes, 4, 1, "blocks"), pattern, activation="hardswish"),
     }
     suite = Suite(cases, target)
     for name in cases:

@@ -59,8 +59,10 @@ def test_the_usual_ones_come_first_and_nothing_twice(target: CpuTarget) -> None:
     usual = [one for family in usual_candidates(trial, target).values() for one in family]
     found = [candidate for candidate, _ in find_candidates(trial, target)]
     assert found[: len(usual)] == usual
-    rest = [candidate.predicted_us for candidate in found[len(usual) :]]
-    assert rest == sorted(rest)
+    rest = found[len(usual) :]
+    for height in {candidate.group_height for candidate in rest}:
+        times = [candidate.predicted_us for candidate in rest if candidate.group_height == height]
+        assert times == sorted(times), "the most promising of each height come first"
     assert len({candidate_text(candidate) for candidate in found}) == len(found) <= len(usual) + plan.MOST
 
 

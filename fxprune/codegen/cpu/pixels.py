@@ -7,10 +7,10 @@
             acc[row] += W[block][column][row] * x                  # R broadcasts
         Y[rows of block][tile] = activation(acc + residual)
 
-Activations lie as plain NCHW. A 1x1 layer reads its input in place, an image as one line of pixels. Any other layer
-first copies one image into a scratch S of zero-padded planes, one plane for every phase of the stride, so that each
-tap of each output line is one run of neighbouring cells. The last tile of a line overlaps the one before it and writes
-the same values again; only lines shorter than a vector waste lanes.
+Activations lie as plain NCHW. The planes that the kernel reads (`planes`) are flat runs of cells, and tiles are cut
+from a run without regard to its lines. Where cells between two lines are no output, the lanes of a vector are stored
+line by line under a mask; elsewhere whole vectors are stored, and the last tile of a run overlaps the one before it and
+writes the same values again.
 Source: `Park et al., Faster CNNs with Direct Sparse Convolutions, ICLR 2017` for the premultiplied column offsets.
 """
 
@@ -19,17 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-from fxprune.annotation import IndexArray
 from fxprune.codegen.cpu.ahead import ahead_cells, ask_ahead, begin_asking
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
+from fxprune.codegen.cpu.planes import count_cells, planes_of, write_planes
 from fxprune.codegen.script import ACTIVATIONS, Script
-from fxprune.codegen.workload import Workload
+from fxprune.codegen.workload import ConvShape, Workload
 from fxprune.errors import CodegenError
-
-_LONGEST_VECTOR = 64
-"""Longest line, in cells, that is copied as one vector; longer ones are left to LLVM's own vectoriser."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +34,13 @@ class PixelsSchedule:
     Attributes:
         lanes: float32 lanes of a vector.
         rows: Rows of a block, R.
-        tile: Output lines and vectors a line in a tile.
+        vectors: Vectors of a tile, m.
         split: What the threads share within an image: "pixels" or "blocks".
     """
 
     lanes: int
     rows: int
-    tile: tuple[int, int]
+    vectors: int
     split: Literal["pixels", "blocks"]
 
     @property
@@ -53,9 +48,14 @@ class PixelsSchedule:
         """Rows of a block, R."""
         return self.rows
 
+    @property
+    def cells(self) -> int:
+        """Cells of a tile."""
+        return self.vectors * self.lanes
+
     def __str__(self) -> str:
         """Short form for the report."""
-        return f"pixels R{self.rows} tile {self.tile[0]}x{self.tile[1]}x{self.lanes} {self.split}"
+        return f"pixels R{self.rows} tile {self.vectors}x{self.lanes} {self.split}"
 
 
 @dataclass(frozen=True)
@@ -69,99 +69,47 @@ class PixelsProblem:
     blocks: int
 
 
-@dataclass(frozen=True)
-class Scratch:
-    """Padded planes of one image, [C][phase h][phase w][lines][pitch], or the image itself for 1x1 layers.
-
-    Attributes:
-        phases: Stride of height and width.
-        lines: Lines of a plane.
-        pitch: Cells of a line.
-        cells: Cells of one image's scratch; 0 where the input is read in place.
-    """
-
-    phases: tuple[int, int]
-    lines: int
-    pitch: int
-    cells: int
-
-
 def supports(work: Workload) -> bool:
     """Whether the family can compute a layer: no depth axis, unless the layer is pointwise."""
     shape = work.shape
     return shape.is_pointwise or (shape.spatial_in[0] == shape.kernel[0] == 1 and shape.padding[0] == (0, 0))
 
 
-def scratch_of(work: Workload, lanes: int) -> Scratch:
-    """Lay out the scratch of one image."""
-    shape = work.shape
-    if shape.is_pointwise:
-        return Scratch((1, 1), 1, 0, 0)
-    (_, stride_h, stride_w), (_, out_h, out_w) = shape.stride, shape.spatial_out
-    reach_h, reach_w = ((k - 1) * d for k, d in zip(shape.kernel[1:], shape.dilation[1:], strict=True))
-    lines = out_h + reach_h // stride_h
-    pitch = max(out_w, lanes) + reach_w // stride_w
-    cells = shape.channels_in * stride_h * stride_w * lines * pitch + lanes
-    return Scratch((stride_h, stride_w), lines, pitch, cells)
-
-
-def scratch_cells(work: Workload, lanes: int) -> int:
+def scratch_cells(work: Workload, schedule: PixelsSchedule) -> int:
     """Count the scratch cells that a kernel needs, float32; one scratch a thread where threads share a batch."""
     copies = work.threads if work.shape.batch >= work.threads else 1
-    return max(1, copies * scratch_of(work, lanes).cells)
+    return max(1, copies * _image_cells(work, schedule))
 
 
-def pixel_offsets(columns: IndexArray, group: int, work: Workload, lanes: int) -> IndexArray:
-    """Turn columns of the weight's 2-D view into element offsets from the first tap of an output position.
-
-    Args:
-        columns: Column indices, [C].
-        group: The convolution group whose input channels they count from.
-        work: The layer.
-        lanes: float32 lanes of a vector.
-    """
-    shape = work.shape
-    per_group = shape.channels_in // shape.groups
-    channel, _, height, width = np.unravel_index(columns, (per_group, *shape.kernel))
-    channel = channel + group * per_group
-    if shape.is_pointwise:
-        return (channel * work.x.strides[1]).astype(np.int32)
-    scratch = scratch_of(work, lanes)
-    height, width = height * shape.dilation[1], width * shape.dilation[2]
-    phase_h, phase_w = scratch.phases
-    plane = (channel * phase_h + height % phase_h) * phase_w + width % phase_w
-    offset = (plane * scratch.lines + height // phase_h) * scratch.pitch + width // phase_w
-    return offset.astype(np.int32)
+def _image_cells(work: Workload, schedule: PixelsSchedule) -> int:
+    return count_cells(work.shape, planes_of(work.shape), tiles_of(work, schedule) * schedule.cells)
 
 
-def _line_shape(work: Workload) -> tuple[int, int]:
-    """Return lines and pixels a line of one output image."""
-    shape = work.shape
-    depth, height, width = shape.spatial_out
-    return (1, depth * height * width) if shape.is_pointwise else (height, width)
+def most_vectors(work: Workload, lanes: int) -> int:
+    """Count the vectors of the largest tile: it may read behind the run of an image only in a scratch."""
+    planes = planes_of(work.shape)
+    return planes.run // lanes if planes.in_place else -(-planes.run // lanes)
 
 
 def fits(work: Workload, schedule: PixelsSchedule) -> bool:
-    """Whether the tile is no larger than an output image; a line shorter than a vector takes one vector."""
-    lines, width = _line_shape(work)
-    if schedule.tile[0] > lines:
-        return False
-    if work.shape.is_pointwise or width >= schedule.lanes:
-        return schedule.tile[1] * schedule.lanes <= width or (
-            not work.shape.is_pointwise and schedule.tile[1] == -(-width // schedule.lanes)
-        )
-    return schedule.tile[1] == 1
+    """Whether a tile is no larger than an image's run."""
+    return schedule.vectors <= most_vectors(work, schedule.lanes)
 
 
 def computed_pixels(work: Workload, schedule: PixelsSchedule) -> int:
     """Count the lanes computed, wasted and overlapping ones included."""
-    return work.shape.batch * tiles_of(work, schedule) * schedule.tile[0] * schedule.tile[1] * schedule.lanes
+    return work.shape.batch * tiles_of(work, schedule) * schedule.cells
 
 
 def tiles_of(work: Workload, schedule: PixelsSchedule) -> int:
     """Count the tiles of one image; overlapping last tiles included."""
-    lines, width = _line_shape(work)
-    return -(-lines // schedule.tile[0]) * -(-width // (schedule.tile[1] * schedule.lanes))
+    return -(-planes_of(work.shape).run // schedule.cells)
+
+
+def stores_whole(shape: ConvShape, schedule: PixelsSchedule) -> bool:
+    """Whether all cells of a run are output, and a tile is no longer than a run."""
+    planes = planes_of(shape)
+    return planes.pitch == planes.out_width and schedule.cells <= planes.run
 
 
 def questions(work: Workload, schedule: PixelsSchedule, blocks: tuple[int, int], thread: int) -> int:
@@ -203,10 +151,10 @@ class _PixelsWriter:
 
     def __init__(self, name: str, work: Workload, problem: PixelsProblem, schedule: PixelsSchedule) -> None:
         self.name, self.work, self.problem, self.schedule = name, work, problem, schedule
-        self.scratch = scratch_of(work, schedule.lanes)
-        self.lines, self.width = _line_shape(work)
+        self.planes = planes_of(work.shape)
+        self.image_cells = _image_cells(work, schedule)
         self.tiles = tiles_of(work, schedule)
-        self.source = "S" if self.scratch.cells else "X"
+        self.source = "X" if self.planes.in_place else "S"
         self.script = Script()
 
     def write(self) -> str:
@@ -223,7 +171,7 @@ class _PixelsWriter:
             "BIAS": (problem.blocks * self.schedule.rows, "float32"),
             "CUT": (threads + 1, "int32"),
             "AHEAD": (ahead_cells(threads), "int32"),
-            "S": (scratch_cells(work, self.schedule.lanes), "float32"),
+            "S": (scratch_cells(work, self.schedule), "float32"),
             "Y": (work.y.numel, "float32"),
         }
         if work.residual:
@@ -239,13 +187,13 @@ class _PixelsWriter:
         """Each thread computes whole images with a scratch of its own."""
         batch, threads = self.work.shape.batch, self.work.threads
         image = f"(i * {threads} + t)"
-        base = f"t * {self.scratch.cells}"
+        base = f"t * {self.image_cells}"
         with self.script.block(f"for t in T.parallel({threads})"):
             begin_asking(self.script)
             with self.script.loops(f"for i in T.serial({-(-batch // threads)})", f"if {image} < {batch}"):
-                if self.scratch.cells:
+                if not self.planes.in_place:
                     with self.script.block(f"for c in T.serial({self.work.shape.channels_in})"):
-                        self._pack("c", image, base)
+                        write_planes(self.script, self.work, "c", image, base)
                 with self.script.block(f"for b in T.serial({self.problem.blocks})"):
                     ask_ahead(self.script)
                     with self.script.block(f"for tile in T.serial({self.tiles})"):
@@ -255,12 +203,12 @@ class _PixelsWriter:
         """All threads work on one image: they fill its scratch, then share its tiles or its blocks."""
         channels, threads, blocks = self.work.shape.channels_in, self.work.threads, self.problem.blocks
         with self.script.block(f"for n in T.serial({self.work.shape.batch})"):
-            if self.scratch.cells:
+            if not self.planes.in_place:
                 with self.script.loops(
                     f"for t in T.parallel({threads})",
                     f"for c in T.serial({channels} * t // {threads}, {channels} * (t + 1) // {threads})",
                 ):
-                    self._pack("c", "n", "0")
+                    write_planes(self.script, self.work, "c", "n", "0")
             with self.script.block(f"for t in T.parallel({threads})"):
                 begin_asking(self.script)
                 if self.schedule.split == "pixels":
@@ -277,113 +225,91 @@ class _PixelsWriter:
                     with self.script.block(inner):
                         self._tile("n", "0")
 
-    def _pack(self, channel: str, image: str, base: str) -> None:
-        """Copy one channel of one image into its padded planes, phase by phase."""
-        scratch = self.scratch
-        for phase_h in range(scratch.phases[0]):
-            for phase_w in range(scratch.phases[1]):
-                plane = f"(({channel} * {scratch.phases[0]} + {phase_h}) * {scratch.phases[1]} + {phase_w})"
-                target = f"{base} + {plane} * {scratch.lines * scratch.pitch}"
-                self._pack_plane(target, channel, image, phase_h, phase_w)
-
-    def _pack_plane(self, target: str, channel: str, image: str, phase_h: int, phase_w: int) -> None:
-        shape, scratch, script = self.work.shape, self.scratch, self.script
-        n_step, c_step, _, h_step, _ = self.work.x.strides
-        (stride_h, stride_w), (top, left) = scratch.phases, (shape.padding[1][0], shape.padding[2][0])
-        first_line, last_line = _inside(shape.spatial_in[1], stride_h, top, phase_h, scratch.lines)
-        first, last = _inside(shape.spatial_in[2], stride_w, left, phase_w, scratch.pitch)
-        pieces = ((0, first), (last, scratch.pitch))
-        with script.block(f"for line in T.serial({scratch.lines})"):
-            cell = f"{target} + line * {scratch.pitch}"
-            with script.block(f"if line >= {first_line} and line < {last_line}"):
-                for start, stop in pieces:
-                    if stop > start:
-                        with script.block(f"for v in T.serial({stop - start})"):
-                            script.add(f"S[{cell} + {start} + v] = T.float32(0.0)")
-                source = f"{image} * {n_step} + {channel} * {c_step} + (line * {stride_h} + {phase_h - top}) * {h_step}"
-                shift = first * stride_w + phase_w - left
-                kind = "vectorized" if stride_w == 1 and 1 < last - first <= _LONGEST_VECTOR else "serial"
-                if last > first:
-                    with script.block(f"for v in T.{kind}({last - first})"):
-                        script.add(f"S[{cell} + {first} + v] = X[{source} + {shift} + v * {stride_w}]")
-            with script.loops("else", f"for v in T.serial({scratch.pitch})"):
-                script.add(f"S[{cell} + v] = T.float32(0.0)")
-
     def _tile(self, image: str, base: str) -> None:
         """Compute one tile of one block."""
-        script, schedule = self.script, self.schedule
-        (lines, vectors), lanes, rows = schedule.tile, schedule.lanes, schedule.rows
+        script, planes, schedule = self.script, self.planes, self.schedule
+        vectors, lanes, rows = schedule.vectors, schedule.lanes, schedule.rows
+        whole = stores_whole(self.work.shape, schedule)
         script.add('pos = T.alloc_buffer((2,), "int32", scope="local")')
-        self._positions(image, base)
-        script.add(f'acc = T.alloc_buffer(({rows * lines * vectors * lanes},), "float32", scope="local")')
+        first, start = f"tile * {schedule.cells}", f"{image} * {self.work.x.strides[0]}" if planes.in_place else base
+        script.add(
+            f"pos[0] = T.min({first}, {planes.run - schedule.cells})" if whole else f"pos[0] = {first}",
+            f"pos[1] = pos[0] + {start}",
+        )
+        script.add(f'acc = T.alloc_buffer(({rows * vectors * lanes},), "float32", scope="local")')
         over_tile = (
             f"for r in T.unroll({rows})",
-            f"for i in T.unroll({lines})",
             f"for k in T.unroll({vectors})",
             f"for v in T.vectorized({lanes})",
         )
-        cell = f"acc[((r * {lines} + i) * {vectors} + k) * {lanes} + v]"
+        cell = f"acc[(r * {vectors} + k) * {lanes} + v]"
         with script.loops(*over_tile):
             script.add(f"{cell} = BIAS[b * {rows} + r]")
         with script.loops("for j in T.serial(LEN[b])", *over_tile):
-            x = f"{self.source}[OFF[BEGIN[b] + j] + pos[0] + {self._vector(self.scratch.pitch)} + v]"
+            x = f"{self.source}[OFF[BEGIN[b] + j] + pos[1] + k * {lanes} + v]"
             script.add(f"{cell} = {cell} + {x} * W[BASE[b] + j * {rows} + r]")
-        self._store(cell, over_tile)
-
-    def _vector(self, pitch: int) -> str:
-        """Return the element offset of vector (i, k) of a tile; vectors that cover a whole line overlap at its end."""
-        lanes, vectors = self.schedule.lanes, self.schedule.tile[1]
-        start = f"k * {lanes}"
-        if self.width >= lanes and vectors * lanes > self.width:
-            start = f"T.min({start}, {self.width - lanes})"
-        return f"(i * {pitch} + {start})"
-
-    def _positions(self, image: str, base: str) -> None:
-        """Set pos[0], pos[1]: first cell of the tile in the source and in y, as element offsets."""
-        (lines, vectors), lanes = self.schedule.tile, self.schedule.lanes
-        across = -(-self.width // (vectors * lanes))
-        line = f"T.min(tile // {across} * {lines}, {self.lines - lines})"
-        column = f"T.min(tile % {across} * {vectors * lanes}, {max(0, self.width - vectors * lanes)})"
-        y_line = self.width
-        if self.scratch.cells:
-            source = f"{base} + {line} * {self.scratch.pitch} + {column}"
-        else:
-            source = f"{image} * {self.work.x.strides[0]} + {column}"
-        self.script.add(f"pos[0] = {source}")
-        self.script.add(f"pos[1] = {image} * {self.work.y.strides[0]} + {line} * {y_line} + {column}")
-
-    def _store(self, cell: str, over_tile: tuple[str, ...]) -> None:
-        script, schedule = self.script, self.schedule
-        lanes = schedule.lanes
         for name in TEMPORARIES:
             script.add(f'{name} = T.alloc_buffer(({lanes},), "float32", scope="local")')
-        valid = min(lanes, self.width)
-        target = f"ROWS[b * {schedule.rows} + r] * {self.work.y.strides[1]} + pos[1] + {self._vector(self.width)}"
-        if valid == lanes:
-            loops = (over_tile[0], "if r < COUNT[b]", *over_tile[1:])
-            with script.loops(*loops):
-                self._finish(cell, target)
-                script.add(f"Y[{target} + v] = {cell}")
-            return
+        if whole:
+            self._store_whole(cell, image)
+        else:
+            self._store_lines(image)
+
+    def _row(self, image: str) -> str:
+        """Return the element offset of row `r` of the block in Y."""
+        n_step, c_step, *_ = self.work.y.strides
+        return f"ROWS[b * {self.schedule.rows} + r] * {c_step} + {image} * {n_step}"
+
+    def _store_whole(self, cell: str, image: str) -> None:
+        """Store vectors whose lanes are neighbouring pixels."""
+        script, schedule = self.script, self.schedule
+        target = f"{self._row(image)} + pos[0] + k * {schedule.lanes} + v"
+        heads = (f"for k in T.unroll({schedule.vectors})", f"for v in T.vectorized({schedule.lanes})")
+        with script.loops(f"for r in T.unroll({schedule.rows})", "if r < COUNT[b]", *heads):
+            if self.work.residual:
+                script.add(f"{cell} = {cell} + RES[{target}]")
+            script.add(*activation_statements(cell, self.work.activation, self.work.activation_args, "v"))
+            script.add(f"Y[{target}] = {cell}")
+
+    def _find_edges(self, pieces: int) -> None:
+        """Set edge[vector][piece]: first lane of a piece of a line, one past its last, and where lane 0 would lie in Y.
+
+        Lane v of a vector is cell `column + v` of a line, or cell `column + v - piece * pitch` of a later one.
+        """
+        planes, lanes = self.planes, self.schedule.lanes
+        self.script.add(f'edge = T.alloc_buffer(({self.schedule.vectors * pieces * 3},), "int32", scope="local")')
+        with self.script.block(f"for k in T.unroll({self.schedule.vectors})"):
+            at = f"(pos[0] + k * {lanes})"
+            line, column = f"{at} // {planes.pitch}", f"{at} % {planes.pitch}"
+            for piece in range(pieces):
+                low = f"{piece * planes.pitch} - {column}"
+                high = f"T.min({low} + {planes.out_width}, {planes.run} - {at})"
+                start = f"{line} * {planes.out_width} + {column} - {piece * (planes.pitch - planes.out_width)}"
+                for part, value in enumerate((low, high, start)):
+                    self.script.add(f"edge[k * {3 * pieces} + {3 * piece + part}] = {value}")
+
+    def _store_lines(self, image: str) -> None:
+        """Store the lanes of every vector piece by piece, a piece for every line that they belong to."""
+        script, lanes, vectors = self.script, self.schedule.lanes, self.schedule.vectors
+        pieces = 1 + (lanes + self.planes.pitch - 2) // self.planes.pitch
+        self._find_edges(pieces)
         script.add(f'out = T.alloc_buffer(({lanes},), "float32", scope="local")')
-        with script.loops(over_tile[0], "if r < COUNT[b]", *over_tile[1:3]):
-            with script.block(over_tile[3]):
-                script.add(f"out[v] = {cell}")
-            with script.block(f"for v in T.vectorized({valid})" if valid > 1 else "for v in T.serial(1)"):
-                self._finish("out[v]", target)
-                script.add(f"Y[{target} + v] = out[v]")
-
-    def _finish(self, cell: str, target: str) -> None:
-        if self.work.residual:
-            self.script.add(f"{cell} = {cell} + RES[{target} + v]")
-        self.script.add(*activation_statements(cell, self.work.activation, self.work.activation_args, "v"))
-
-
-def _inside(size: int, stride: int, padding: int, phase: int, cells: int) -> tuple[int, int]:
-    """Return the cells of a phase line that lie inside the image: first and one past the last.
-
-    Cell i of the line is image position i * stride + phase - padding.
-    """
-    first = max(0, -((phase - padding) // stride)) if phase < padding else 0
-    last = max(first, min(cells, -((phase - padding - size) // stride)))
-    return min(first, cells), last
+        lane, whole = f"T.Ramp(0, 1, {lanes})", f"out[T.Ramp(0, 1, {lanes})]"
+        edges = [[f"edge[k * {3 * pieces} + {3 * piece + part}]" for part in range(3)] for piece in range(pieces)]
+        masks = [f"T.And({lane} >= T.Broadcast({a}, {lanes}), {lane} < T.Broadcast({b}, {lanes}))" for a, b, _ in edges]
+        targets = [f"{self._row(image)} + {start}" for *_, start in edges]
+        statements = activation_statements("out[v]", self.work.activation, self.work.activation_args, "v")
+        heads = (f"for r in T.unroll({self.schedule.rows})", "if r < COUNT[b]", f"for k in T.unroll({vectors})")
+        with script.loops(*heads):
+            script.add(f"{whole} = acc[T.Ramp((r * {vectors} + k) * {lanes}, 1, {lanes})]")
+            if self.work.residual:
+                name = f'"float32x{lanes}", "llvm.masked.load.v{lanes}f32.p0"'
+                for mask, target in zip(masks, targets, strict=True):
+                    arguments = f"T.address_of(RES[{target}]), {mask}, T.Broadcast(T.float32(0.0), {lanes})"
+                    script.add(f"{whole} = {whole} + T.call_llvm_pure_intrin({name}, {arguments})")
+            if statements:
+                with script.block(f"for v in T.vectorized({lanes})"):
+                    script.add(*statements)
+            name = f'"void", "llvm.masked.store.v{lanes}f32.p0"'
+            for mask, target in zip(masks, targets, strict=True):
+                script.add(f"T.evaluate(T.call_llvm_intrin({name}, {whole}, T.address_of(Y[{target}]), {mask}))")

@@ -1,0 +1,163 @@
+"""The planes that a pixel-lane kernel reads: each is one flat run of cells, so that vectors need not end with a line.
+
+A 1x1 layer of stride 1 reads its input in place. Any other layer first copies one image into a scratch of zero-padded
+planes, one for every phase of the stride that some tap reads: every tap of all output positions is then one run of
+cells, at a fixed offset. Where a line ends and the next one begins with zeros, both share those cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fxprune.annotation import IndexArray
+from fxprune.codegen.script import Script
+from fxprune.codegen.workload import ConvShape, Workload
+
+_LONGEST_VECTOR = 64
+"""Longest line, in cells, that is copied as one vector; longer ones are left to LLVM's own vectoriser."""
+
+Phase = tuple[int, int]
+"""Rest of a tap's height and width divided by the stride."""
+
+
+@dataclass(frozen=True)
+class Planes:
+    """The planes of one image, [C][phase][line][pitch], and the output positions among their cells.
+
+    Attributes:
+        phases: Phases of the stride that some tap reads.
+        lines: Lines of a plane.
+        pitch: Cells from one line to the next.
+        shared: Zeros at the end of a line that are the first ones of the next.
+        out_lines: Lines of the output.
+        out_width: Pixels of an output line; the other cells of a line are no output.
+        in_place: Whether the planes are those of the input.
+    """
+
+    phases: tuple[Phase, ...]
+    lines: int
+    pitch: int
+    shared: int
+    out_lines: int
+    out_width: int
+    in_place: bool
+
+    @property
+    def run(self) -> int:
+        """Cells from the first output position to the last."""
+        return (self.out_lines - 1) * self.pitch + self.out_width
+
+    @property
+    def plane(self) -> int:
+        """Cells of a plane."""
+        return self.lines * self.pitch
+
+
+def planes_of(shape: ConvShape) -> Planes:
+    """Lay out the planes of one image; a 1x1 layer of stride 1 has one long line."""
+    depth, height, width = shape.spatial_out
+    if shape.is_pointwise:
+        return Planes(((0, 0),), 1, depth * height * width, 0, 1, depth * height * width, in_place=True)
+    (_, stride_h, stride_w), (_, dilation_h, dilation_w) = shape.stride, shape.dilation
+    reach_h, reach_w = ((k - 1) * d for k, d in zip(shape.kernel[1:], shape.dilation[1:], strict=True))
+    phases_h = sorted({tap * dilation_h % stride_h for tap in range(shape.kernel[1])})
+    phases_w = sorted({tap * dilation_w % stride_w for tap in range(shape.kernel[2])})
+    cells = width + reach_w // stride_w
+    ends = [_inside(shape.spatial_in[2], stride_w, shape.padding[2][0], phase, cells) for phase in phases_w]
+    shared = min(cells - width, *(min(first, cells - last) for first, last in ends))
+    phases = tuple((phase_h, phase_w) for phase_h in phases_h for phase_w in phases_w)
+    return Planes(phases, height + reach_h // stride_h, cells - shared, shared, height, width, in_place=False)
+
+
+def count_cells(shape: ConvShape, planes: Planes, computed: int) -> int:
+    """Count the scratch cells of one image.
+
+    Args:
+        shape: The layer.
+        planes: Its planes.
+        computed: Cells computed from the first output position on, those behind the last one included.
+    """
+    if planes.in_place:
+        return 0
+    whole = shape.channels_in * len(planes.phases) * planes.plane
+    last_tap = (shape.kernel[2] - 1) * shape.dilation[2] // shape.stride[2]
+    return whole + max(planes.shared, last_tap + computed - planes.out_lines * planes.pitch)
+
+
+def plane_offsets(columns: IndexArray, group: int, work: Workload) -> IndexArray:
+    """Turn columns of the weight's 2-D view into element offsets from the first cell of an output position.
+
+    Args:
+        columns: Column indices, [C].
+        group: The convolution group whose input channels they count from.
+        work: The layer.
+    """
+    shape, planes = work.shape, planes_of(work.shape)
+    per_group = shape.channels_in // shape.groups
+    channel, _, height, width = np.unravel_index(columns, (per_group, *shape.kernel))
+    channel = channel + group * per_group
+    if planes.in_place:
+        return (channel * work.x.strides[1]).astype(np.int32)
+    (_, stride_h, stride_w), (_, dilation_h, dilation_w) = shape.stride, shape.dilation
+    height, width = height * dilation_h, width * dilation_w
+    numbers = np.zeros((stride_h, stride_w), np.int64)
+    for number, phase in enumerate(planes.phases):
+        numbers[phase] = number
+    plane = channel * len(planes.phases) + numbers[height % stride_h, width % stride_w]
+    offset = (plane * planes.lines + height // stride_h) * planes.pitch + width // stride_w
+    return offset.astype(np.int32)
+
+
+def write_planes(script: Script, work: Workload, channel: str, image: str, base: str) -> None:
+    """Write the copy of one channel of one image from X into its planes in S.
+
+    Args:
+        script: The text.
+        work: The layer.
+        channel: Expression of the channel.
+        image: Expression of the image.
+        base: Expression of the first cell of the image's scratch.
+    """
+    planes = planes_of(work.shape)
+    count, (n_step, c_step, *_) = len(planes.phases), work.x.strides
+    for number, phase in enumerate(planes.phases):
+        target = f"{base} + ({channel} * {count} + {number}) * {planes.plane}"
+        _write_plane(script, work, planes, phase, target, f"{image} * {n_step} + {channel} * {c_step}")
+    if planes.shared:
+        with script.block(f"for v in T.serial({planes.shared})"):
+            script.add(f"S[{base} + ({channel} + 1) * {count * planes.plane} + v] = T.float32(0.0)")
+
+
+def _write_plane(script: Script, work: Workload, planes: Planes, phase: Phase, target: str, start: str) -> None:
+    """Write the copy of the cells of one phase of a channel, which begins at X[start], to S[target]."""
+    shape, pitch, h_step = work.shape, planes.pitch, work.x.strides[3]
+    (_, stride_h, stride_w), (top, left) = shape.stride, (shape.padding[1][0], shape.padding[2][0])
+    first_line, last_line = _inside(shape.spatial_in[1], stride_h, top, phase[0], planes.lines)
+    first, last = _inside(shape.spatial_in[2], stride_w, left, phase[1], pitch)
+    with script.block(f"for line in T.serial({planes.lines})"):
+        cell = f"{target} + line * {pitch}"
+        with script.block(f"if line >= {first_line} and line < {last_line}"):
+            for low, high in ((0, first), (last, pitch)):
+                if high > low:
+                    with script.block(f"for v in T.serial({high - low})"):
+                        script.add(f"S[{cell} + {low} + v] = T.float32(0.0)")
+            source = f"{start} + (line * {stride_h} + {phase[0] - top}) * {h_step}"
+            shift = first * stride_w + phase[1] - left
+            kind = "vectorized" if 1 < last - first <= _LONGEST_VECTOR else "serial"
+            if last > first:
+                with script.block(f"for v in T.{kind}({last - first})"):
+                    script.add(f"S[{cell} + {first} + v] = X[{source} + {shift} + v * {stride_w}]")
+        with script.loops("else", f"for v in T.serial({pitch})"):
+            script.add(f"S[{cell} + v] = T.float32(0.0)")
+
+
+def _inside(size: int, stride: int, padding: int, phase: int, cells: int) -> tuple[int, int]:
+    """Return the cells of a phase line that lie inside the image: first and one past the last.
+
+    Cell i of the line is image position i * stride + phase - padding.
+    """
+    first = max(0, -((phase - padding) // stride)) if phase < padding else 0
+    last = max(first, min(cells, -((phase - padding - size) // stride)))
+    return min(first, cells), last
