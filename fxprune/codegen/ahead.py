@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fxprune.codegen.cpu.ahead import RANGES
-from fxprune.codegen.kernel import BoundKernel
+from fxprune.codegen.kernel import BoundKernel, LayerKernel
 from fxprune.codegen.workload import LINE_CELLS
 
 _MACS_PER_LINE = 1024
@@ -35,35 +35,34 @@ class _Asker:
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
 
-def look_ahead(kernels: Sequence[BoundKernel]) -> None:
+def look_ahead(kernels: Sequence[tuple[LayerKernel, BoundKernel]]) -> None:
     """Fill in what every kernel asks for.
 
     Args:
         kernels: The kernels of a model in the order in which they run, packed into one pool.
     """
-    sparse = [bound for bound in kernels if bound.kernel.packed is not None]
-    threads = sparse[0].kernel.work.threads if sparse else 0
+    sparse = [(kernel, bound) for kernel, bound in kernels if kernel.packed is not None]
+    threads = sparse[0][0].work.threads if sparse else 0
     for thread in range(threads):
-        askers = [_asker(bound, thread) for bound in sparse]
-        for number, bound in enumerate(sparse):
-            _share_out(_needs(bound, thread), askers[max(0, number - _DEPTH) : number])
-        for bound, asker in zip(sparse, askers, strict=True):
+        askers = [_asker(kernel, thread) for kernel, _ in sparse]
+        for number, (kernel, bound) in enumerate(sparse):
+            _share_out(_needs(kernel, bound, thread), askers[max(0, number - _DEPTH) : number])
+        for (_, bound), asker in zip(sparse, askers, strict=True):
             _write(bound, thread, asker)
 
 
-def _asker(bound: BoundKernel, thread: int) -> _Asker:
-    kernel = bound.kernel
+def _asker(kernel: LayerKernel, thread: int) -> _Asker:
     assert kernel.packed is not None
     questions = kernel.questions(thread)
     macs = kernel.packed.stored * kernel.computed_pixels // kernel.work.threads
     return _Asker(questions, macs // _MACS_PER_LINE if questions else 0)
 
 
-def _needs(bound: BoundKernel, thread: int) -> list[tuple[int, int]]:
+def _needs(kernel: LayerKernel, bound: BoundKernel, thread: int) -> list[tuple[int, int]]:
     """Return the memory that a thread reads of a kernel's values and column lists, (address in bytes, lines)."""
-    packed = bound.kernel.packed
+    packed = kernel.packed
     assert packed is not None
-    first, stop = bound.kernel.thread_blocks(thread)
+    first, stop = kernel.thread_blocks(thread)
     if first == stop:
         return []
     needs = []

@@ -237,8 +237,9 @@ def _check_offsets(work: Workload, offsets: IndexArray) -> None:
 class BoundKernel:
     """A built function with all its arrays; called with the tensors that change, it runs without further work.
 
+    It does not keep the kernel, whose packed arrays are copies of its own.
+
     Attributes:
-        kernel: Its layer.
         arrays: The packed arrays as torch tensors, kept alive for the function.
         function: The built function.
         arguments: Its arguments; None for a buffer that every call brings.
@@ -265,7 +266,7 @@ class BoundKernel:
             scratch: Flat scratch of at least `kernel.scratch_cells` cells, or None.
             pool: Where the packed arrays are copied to, `kernel.pool_cells` of it; None = a pool of their own.
         """
-        self.function, self.kernel = function, kernel
+        self.function = function
         pool = pool or Pool(kernel.pool_cells)
         self.arrays = tuple(pool.copy(torch.from_numpy(array)) for array in kernel.arrays)
         packed = [*self.arrays]

@@ -14,15 +14,20 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-import networkx
+import numpy as np
 import torch
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch import fx
 
 Order = Literal["rows", "pixels"]
 """Channels-last or planes, by the family of kernels that computes in it."""
 
-_PLANES, _LAST = "planes", "channels-last"
-"""Ends of the flow."""
+_PLANES, _LAST = 0, 1
+"""Ends of the flow: the sides of planes and of channels-last."""
+
+_LARGEST = 2**30
+"""Sum of all finite capacities; scipy's flows are 32-bit integers."""
 
 
 def choose_orders(
@@ -35,44 +40,58 @@ def choose_orders(
         times_us: Time of every layer in each order, microseconds; a missing order is out of the question.
         copy_us: Time to copy a node's result into the other order.
     """
-    flow = networkx.DiGraph()
-    flow.add_nodes_from((_PLANES, _LAST))
-    vertices = activations(graph)
-    for node in vertices:
+    flow = _Flow()
+    vertices = {node: flow.add_vertex() for node in activations(graph)}
+    for node, vertex in vertices.items():
         times: Mapping[Order, float] = times_us.get(node, {"rows": 0.0, "pixels": 0.0})
         if node.op == "placeholder":
             times = {"pixels": 0.0}
-        _add_edge(flow, _PLANES, node, times.get("rows", math.inf))
-        _add_edge(flow, node, _LAST, times.get("pixels", math.inf))
-    for node in vertices:
-        readers = [user for user in node.users if _is_activation(user)]
+        flow.add_edge(_PLANES, vertex, times.get("rows", math.inf))
+        flow.add_edge(vertex, _LAST, times.get("pixels", math.inf))
+        readers = [vertices[user] for user in node.users if user in vertices]
         if readers:
-            _add_copies(flow, node, readers, copy_us(node))
-    _, (planes, _) = networkx.minimum_cut(flow, _PLANES, _LAST)
-    return {node: "pixels" if node in planes else "rows" for node in times_us}
+            flow.add_copies(vertex, readers, copy_us(node))
+    planes = flow.find_source_side()
+    return {node: "pixels" if vertices[node] in planes else "rows" for node in times_us}
 
 
 def activations(graph: fx.Graph) -> list[fx.Node]:
     """Return the nodes whose results have an order: tensors that come or are made while the model runs."""
-    return [node for node in graph.nodes if _is_activation(node)]
+    made = ("placeholder", "call_function")
+    return [node for node in graph.nodes if node.op in made and isinstance(node.meta.get("val"), torch.Tensor)]
 
 
-def _is_activation(node: fx.Node) -> bool:
-    return node.op in ("placeholder", "call_function") and isinstance(node.meta.get("val"), torch.Tensor)
+class _Flow:
+    """A network with a vertex for each end, and edges that cost to cut."""
 
+    def __init__(self) -> None:
+        self._count = 2
+        self._edges: list[tuple[int, int, float]] = []
 
-def _add_copies(flow: networkx.DiGraph, node: fx.Node, readers: list[fx.Node], cost: float) -> None:
-    """Charge one copy if the node lies as planes and any reader wants channels-last, and one for the opposite."""
-    for side in (_PLANES, _LAST):
-        copy = (node, side)
-        for end, capacity in ((node, cost), *((reader, math.inf) for reader in readers)):
-            forward = (end is node) == (side == _PLANES)
-            _add_edge(flow, end if forward else copy, copy if forward else end, capacity)
+    def add_vertex(self) -> int:
+        self._count += 1
+        return self._count - 1
 
+    def add_edge(self, first: int, second: int, cost: float) -> None:
+        """Charge `cost` if the first vertex ends on the side of planes and the second one does not."""
+        self._edges.append((first, second, cost))
 
-def _add_edge(flow: networkx.DiGraph, first: object, second: object, cost: float) -> None:
-    """Add an edge; whole nanoseconds keep the flow exact, and one without a capacity cannot be cut."""
-    if math.isinf(cost):
-        flow.add_edge(first, second)
-    else:
-        flow.add_edge(first, second, capacity=round(1e3 * cost))
+    def add_copies(self, vertex: int, readers: list[int], cost: float) -> None:
+        """Charge one copy if a vertex is of planes and any reader is not, and one for the opposite."""
+        there, back = self.add_vertex(), self.add_vertex()
+        self.add_edge(vertex, there, cost)
+        self.add_edge(back, vertex, cost)
+        for reader in readers:
+            self.add_edge(there, reader, math.inf)
+            self.add_edge(reader, back, math.inf)
+
+    def find_source_side(self) -> set[int]:
+        """Return the vertices on the side of planes in the cheapest cut with the fewest of them."""
+        first, second, costs = (np.array(column) for column in zip(*self._edges, strict=True))
+        finite = np.isfinite(costs)
+        scale = _LARGEST / max(1.0, costs[finite].sum())
+        whole = np.where(finite, np.rint(np.where(finite, costs, 0.0) * scale), _LARGEST + len(costs)).astype(np.int32)
+        capacity = csr_array(coo_array((whole, (first, second)), shape=(self._count, self._count)))
+        rest = csr_array(capacity - maximum_flow(capacity, _PLANES, _LAST).flow)
+        rest.eliminate_zeros()
+        return set(breadth_first_order(rest, _PLANES, return_predecessors=False).tolist())

@@ -15,7 +15,7 @@ from fxprune.codegen.cpu.pool import PoolWorkload, build_pool_kernel
 from fxprune.codegen.cpu.pool_planes import build_plane_pool_kernel
 from fxprune.codegen.cpu.stage import build_stage_kernel
 from fxprune.codegen.kernel import BoundKernel, BoundUnary, LayerKernel, make_kernel
-from fxprune.codegen.memory import Pool
+from fxprune.codegen.memory import Pool, rounded
 from fxprune.codegen.schedules import refit
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Layout
@@ -30,7 +30,7 @@ from fxprune.lowering.parts import join_outputs, split_inputs
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
 from fxprune.lowering.pool import Pooling, find_pools, pool_workload
 from fxprune.lowering.recipe import write_recipe
-from fxprune.lowering.rewrite import drop_constants, place_layers
+from fxprune.lowering.rewrite import drop_constants, forget_replaced, place_layers
 from fxprune.lowering.turn import LoweredTurn, Source, bind_turns, insert_turns, make_turns
 from fxprune.nodes import copy_graph, module_path
 
@@ -162,7 +162,7 @@ def lower(
     drop_constants(result)
     if library is not None:
         chain_kernels(result, library)
-    result.recompile()
+    forget_replaced(result)
     sizes = {module_path(item.node): item.kernel.size_bytes for item in lowered.values()}
     return Program(result, sizes, arena[""], library, write_recipe(choices, target, texts, images), images)
 
@@ -288,7 +288,7 @@ def _allocate(
     pools: Mapping[fx.Node, _LoweredPool],
     turns: Mapping[Source, LoweredTurn],
 ) -> tuple[dict[Source | str, torch.Tensor], torch.Tensor]:
-    """Place every kernel's output and every copy in one arena; key "" is the arena itself."""
+    """Place every kernel's output and every copy in one arena, key "", and make the scratch that all kernels share."""
     index = {node: position for position, node in enumerate(result.graph.nodes)}
     last = last_uses(result.graph)
     layouts: dict[_Lowered | _LoweredPool | LoweredTurn, Layout] = {
@@ -298,12 +298,13 @@ def _allocate(
     }
     intervals = [Interval(y.numel, index[item.new], last[item.new]) for item, y in layouts.items()]
     places, size = plan_memory(intervals)
-    whole = Pool(size).cells
+    cells = max((item.kernel.scratch_cells for item in lowered.values()), default=0)
+    pool = Pool(rounded(size) + cells)
+    whole = pool.take(size)
     arena: dict[Source | str, torch.Tensor] = {"": whole}
     for (item, y), place in zip(layouts.items(), places, strict=True):
         arena[item.node] = whole[place : place + y.numel]
-    cells = max((item.kernel.scratch_cells for item in lowered.values()), default=0)
-    return arena, Pool(cells).take(cells)
+    return arena, pool.take(cells)
 
 
 def _bind_kernels(
@@ -316,7 +317,7 @@ def _bind_kernels(
     library: Library | None,
 ) -> None:
     pool = Pool(sum(item.kernel.pool_cells for item in lowered.values()))
-    kernels: list[BoundKernel] = []
+    kernels: list[tuple[LayerKernel, BoundKernel]] = []
     for node, item in lowered.items():
         assert library is not None
         layer, placement = cases[node].layer, item.placement
@@ -332,7 +333,7 @@ def _bind_kernels(
         residual_port = Port(work.residual, layer.kind, layer.dims) if needs_port and work.residual else None
         module = KernelModule(module_path(node), bound, output, x_port, residual_port)
         result.set_submodule(str(item.new.target), module)
-        kernels.append(bound)
+        kernels.append((item.kernel, bound))
     look_ahead(kernels)
 
 

@@ -7,8 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import fx, nn
 
+from fxprune.annotation import META_KEY
 from fxprune.layer import Layer, find_layer
-from fxprune.nodes import annotation_of, loosen_views
+from fxprune.nodes import annotation_of, copy_graph, loosen_views
+
+_REPLACEMENT = "replacement"
+"""Key of the node that stands for one that was replaced."""
 
 
 def place_layers(
@@ -58,7 +62,7 @@ def _use_mean(result: fx.GraphModule, pool: fx.Node) -> None:
         mean = result.graph.call_function(torch.ops.aten.mean.dim, (_current(pool.args[0]), [-1, -2], True))  # type: ignore[arg-type]
     mean.meta = dict(pool.meta)
     pool.replace_all_uses_with(mean)
-    pool.meta["replacement"] = mean
+    pool.meta[_REPLACEMENT] = mean
     result.graph.erase_node(pool)
 
 
@@ -69,14 +73,14 @@ def _replace(result: fx.GraphModule, old: fx.Node, arguments: Sequence[fx.Node],
         new = result.graph.call_module(name, tuple(current))
     new.meta = dict(old.meta)
     old.replace_all_uses_with(new)
-    old.meta["replacement"] = new
+    old.meta[_REPLACEMENT] = new
     result.graph.erase_node(old)
     return new
 
 
 def _current(node: fx.Node) -> fx.Node:
     """Return the node that stands for a copied node now."""
-    replacement = node.meta.get("replacement")
+    replacement = node.meta.get(_REPLACEMENT)
     return replacement if isinstance(replacement, fx.Node) and replacement is not node else node
 
 
@@ -92,3 +96,11 @@ def drop_constants(result: fx.GraphModule) -> None:
             continue
         *path, leaf = name.split(".")
         delattr(result.get_submodule(".".join(path)), leaf)
+
+
+def forget_replaced(result: fx.GraphModule) -> None:
+    """Make the graph anew: one remembers all nodes that it ever named, and those of layers know masks and patterns."""
+    graph, _ = copy_graph(result)
+    for node in graph.nodes:
+        node.meta = {key: value for key, value in node.meta.items() if key not in (META_KEY, _REPLACEMENT)}
+    result.graph = graph

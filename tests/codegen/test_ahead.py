@@ -53,7 +53,7 @@ class Row:
             BoundKernel(library[name], kernel, found.x, found.y, found.residual, found.scratch, pool)
             for name, kernel, found in zip(names, self.kernels, self.buffers, strict=True)
         ]
-        look_ahead(self.bound)
+        look_ahead(list(zip(self.kernels, self.bound, strict=True)))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from fxprune.lowering.cuda.program import CudaProgram, Parts, Step
 from fxprune.lowering.cuda.recipe import write_recipe
 from fxprune.lowering.dense import DenseLayer
 from fxprune.lowering.plan import last_uses
-from fxprune.lowering.rewrite import drop_constants, place_layers
+from fxprune.lowering.rewrite import drop_constants, forget_replaced, place_layers
 from fxprune.nodes import copy_graph, module_path
 
 OpenLibrary = Callable[[Mapping[str, str], str], CudaLibrary]
@@ -82,7 +82,7 @@ def lower(
     places, buffers = _plan_buffers(result, lowered, copies)
     steps = tuple(_make_step(result, node, item, places) for node, item in lowered.items())
     drop_constants(result)
-    result.recompile()
+    forget_replaced(result)
     numbered = tuple((module, places[node]) for node, module in copies.items())
     recipe = write_recipe({node: choices[node].schedule for node in chosen}, target, named)
     return CudaProgram(Parts(result, steps, numbered, buffers, library, target, recipe))
