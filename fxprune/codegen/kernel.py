@@ -173,6 +173,7 @@ def make_kernel(
     if not isinstance(schedule, RowsSchedule):
         units = pixels.tiles_of(work, schedule)
         cells = pixels.scratch_cells(work, schedule)
+        _check_sizes(work, int(packed.values.size), cells)
         cut = _cuts(packed, units, work.threads)
         lists = (*head, packed.rows, packed.count, lane_bias, cut, ahead)
         return LayerKernel(work, schedule, packed, lists, cells, None, cut, (False, False))

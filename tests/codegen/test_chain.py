@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fxprune.codegen.build import Library
+from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
@@ -120,6 +121,15 @@ def test_the_output_has_a_channel_for_every_lane(height: int) -> None:
     pattern = draw_pattern(shape, (3, 11), left_out=2)
     assert packed_lanes(pattern, height) % height == 0
     assert packed_lanes(pattern, height) >= 29
+
+
+def test_a_scratch_over_32_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 channels of 5 cells in 6 lines are more than the weight's 360 cells."""
+    monkeypatch.setattr("fxprune.codegen.kernel._LARGEST_INDEX", 500)
+    shape, schedule = conv(20, 2, (4, 4), 3, padding=1), PixelsSchedule(8, 2, 1, "pixels")
+    work = Case(shape, schedule, full_pattern(shape)).workload()
+    with pytest.raises(CodegenError, match=r"The scratch of ConvShape.* has 6\d\d cells; kernels index with 32 bits"):
+        make_kernel(work, schedule, np.ones((2, shape.columns), dtype=np.float32), full_pattern(shape), None)
 
 
 def test_a_residual_keeps_the_channels_in_order() -> None:
