@@ -163,7 +163,8 @@ def make_kernel(
         return _make_winograd(work, schedule, weight, shift, input_map)
     packed = pack(weight, stored_pattern(pattern, schedule, work.shape.groups), schedule.height)
     offsets = _offsets(work, schedule, packed, input_map)
-    _check_sizes(work, int(packed.values.size))
+    cells = 0 if isinstance(schedule, RowsSchedule) else pixels.scratch_cells(work, schedule)
+    _check_sizes(work, int(packed.values.size), cells)
     _check_offsets(work, offsets)
     lane_bias = packed.per_lane(shift)
     values = packed.values if packed.values.size else np.zeros(1, np.float32)
@@ -172,8 +173,6 @@ def make_kernel(
     ahead = np.zeros(ahead_cells(work.threads), np.int32)
     if not isinstance(schedule, RowsSchedule):
         units = pixels.tiles_of(work, schedule)
-        cells = pixels.scratch_cells(work, schedule)
-        _check_sizes(work, int(packed.values.size), cells)
         cut = _cuts(packed, units, work.threads)
         lists = (*head, packed.rows, packed.count, lane_bias, cut, ahead)
         return LayerKernel(work, schedule, packed, lists, cells, None, cut, (False, False))
@@ -223,7 +222,7 @@ def _cuts(packed: PackedWeight, tiles: int, threads: int) -> IndexArray:
     return np.concatenate(([0], inner, [cost.size])).astype(np.int32)
 
 
-def _check_sizes(work: Workload, weight: int, scratch: int = 0) -> None:
+def _check_sizes(work: Workload, weight: int, scratch: int) -> None:
     sizes = {"input": work.x.numel, "output": work.y.numel, "weight": weight, "scratch": scratch}
     for what, size in sizes.items():
         if size > _LARGEST_INDEX:

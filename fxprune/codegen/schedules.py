@@ -124,7 +124,11 @@ def _row_heights(pattern: RowGroupPattern, target: CpuTarget) -> list[tuple[int,
 
 
 def _rows_efficiency(lanes: int, vectors: int, target: CpuTarget) -> float:
-    return _efficiency(lanes * vectors) * (_NARROW_SHARE if lanes < target.lanes else 1.0)
+    return _efficiency(lanes * vectors) * _narrow_share(lanes, target)
+
+
+def _narrow_share(lanes: int, target: CpuTarget) -> float:
+    return _NARROW_SHARE if lanes < target.lanes else 1.0
 
 
 def _row_tiles(work: Workload, vectors: int, target: CpuTarget) -> list[tuple[int, int]]:
@@ -223,8 +227,8 @@ def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: C
     """Yield the schedules for one block shape, (lanes, vectors), that stores so many cells."""
     lanes, vectors = shape
     tiles = _row_tiles(work, vectors, target)
-    share = _NARROW_SHARE if lanes < target.lanes else 1.0
-    predicted = predict_us(cells, rows.computed_pixels(work, tiles[0]), lanes * vectors, target) / share
+    predicted = predict_us(cells, rows.computed_pixels(work, tiles[0]), lanes * vectors, target)
+    predicted /= _narrow_share(lanes, target)
     count = rows.tiles_of(work, tiles[0])
     if count >= work.threads:
         yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels"), predicted)
@@ -264,10 +268,10 @@ def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarge
     for cost, height in sized:
         if cost > _CLOSE * sized[0][0]:
             continue
+        cells = padded_stored(pattern, height)
         for vectors in dict.fromkeys(min(count, most) for count in _PIXEL_TILES[height] if most):
             for split in pixel_splits(work, lanes, vectors):
                 schedule = PixelsSchedule(lanes, height, vectors, split)
-                cells = padded_stored(pattern, height)
                 predicted = predict_us(cells, pixels.computed_pixels(work, schedule), height, target)
                 yield Candidate(schedule, predicted)
 

@@ -20,7 +20,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch import fx
 
-Order = Literal["rows", "pixels"]
+Family = Literal["rows", "pixels"]
 """Channels-last or planes, by the family of kernels that computes in it."""
 
 _PLANES, _LAST = 0, 1
@@ -31,8 +31,8 @@ _LARGEST = 2**30
 
 
 def choose_orders(
-    graph: fx.Graph, times_us: Mapping[fx.Node, Mapping[Order, float]], copy_us: Callable[[fx.Node], float]
-) -> dict[fx.Node, Order]:
+    graph: fx.Graph, times_us: Mapping[fx.Node, Mapping[Family, float]], copy_us: Callable[[fx.Node], float]
+) -> dict[fx.Node, Family]:
     """Return the order of every layer that makes the sum of all layers and all copies least; channels-last in a tie.
 
     Args:
@@ -43,7 +43,7 @@ def choose_orders(
     flow = _Flow()
     vertices = {node: flow.add_vertex() for node in activations(graph)}
     for node, vertex in vertices.items():
-        times: Mapping[Order, float] = times_us.get(node, {"rows": 0.0, "pixels": 0.0})
+        times: Mapping[Family, float] = times_us.get(node, {"rows": 0.0, "pixels": 0.0})
         if node.op == "placeholder":
             times = {"pixels": 0.0}
         flow.add_edge(_PLANES, vertex, times.get("rows", math.inf))

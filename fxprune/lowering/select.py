@@ -29,7 +29,7 @@ from fxprune.lowering.copies import copy_costs
 from fxprune.lowering.geometry import is_depthwise
 from fxprune.lowering.known import DENSE, Known, candidate_text, read_candidate
 from fxprune.lowering.measure import Trial, build_trials, time_calls, trial_workload
-from fxprune.lowering.orders import Order, activations, choose_orders
+from fxprune.lowering.orders import Family, activations, choose_orders
 from fxprune.lowering.trials import find_trials
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ and together within seconds, and the order of a layer's candidates differs betwe
 _LARGEST_FULL = 8_000_000
 """Largest weight, in cells, of a layer without a mask that kernels compete for; packing would double its memory."""
 
-_FAMILIES: tuple[Order, ...] = ("rows", "pixels")
+_FAMILIES: tuple[Family, ...] = ("rows", "pixels")
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _with_exchange(option: _Option) -> float:
     return option.time_us * (_EXCHANGE if shares_blocks else 1.0)
 
 
-def _options(entry: _Entry, order: Order) -> list[tuple[float, str]]:
+def _options(entry: _Entry, order: Family) -> list[tuple[float, str]]:
     """Return (time, family) of every way to run a layer in an order of activations; dense torch is channels-last."""
     margin = MODEL_MARGIN if entry.source == "predicted" else NOISE
     dense = [(entry.dense_us * (1 - margin), "dense")] if order == "rows" else []
@@ -216,7 +216,7 @@ def _options(entry: _Entry, order: Order) -> list[tuple[float, str]]:
 
 def _find_orders(
     entries: Mapping[fx.Node, _Entry], target: CpuTarget, known: Known | None, *, measure: bool
-) -> dict[fx.Node, Order]:
+) -> dict[fx.Node, Family]:
     """Return the order of every layer; all are channels-last where no layer could gain from planes."""
     times = {
         node: {order: min(options)[0] for order in _FAMILIES if (options := _options(entry, order))}
@@ -228,7 +228,7 @@ def _find_orders(
     return choose_orders(graph, times, copy_costs(activations(graph), target, known, measure=measure))
 
 
-def _choose(case: Case, entry: _Entry, order: Order) -> Choice:
+def _choose(case: Case, entry: _Entry, order: Family) -> Choice:
     family = min(_options(entry, order))[1]
     verb, timed = entry.source, entry.source != "predicted"
     times = {name: option.time_us for name, option in entry.best.items()} | {"dense": entry.dense_us}

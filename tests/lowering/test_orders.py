@@ -17,11 +17,11 @@ from fxprune.codegen.target import CpuTarget, parse_target
 from fxprune.lowering import copies
 from fxprune.lowering.copies import copy_costs
 from fxprune.lowering.known import Known
-from fxprune.lowering.orders import Order, activations, choose_orders
+from fxprune.lowering.orders import Family, activations, choose_orders
 from fxprune.records.database import Database
 
-Times = dict[fx.Node, dict[Order, float]]
-ORDERS: tuple[Order, ...] = ("rows", "pixels")
+Times = dict[fx.Node, dict[Family, float]]
+ORDERS: tuple[Family, ...] = ("rows", "pixels")
 
 
 def build(readers: list[list[int]]) -> tuple[fx.Graph, list[fx.Node]]:
@@ -37,7 +37,7 @@ def build(readers: list[list[int]]) -> tuple[fx.Graph, list[fx.Node]]:
 
 
 def find_cost(
-    made: list[fx.Node], times: Times, costs: Mapping[fx.Node, float], orders: Mapping[fx.Node, Order]
+    made: list[fx.Node], times: Times, costs: Mapping[fx.Node, float], orders: Mapping[fx.Node, Family]
 ) -> float:
     """Return the sum of the layers and of one copy for every result that some reader wants in the other order."""
     total = sum(times[node].get(orders[node], math.inf) for node in times)
@@ -69,7 +69,7 @@ def test_no_other_orders_cost_less(problem: tuple[fx.Graph, list[fx.Node], Times
     assert list(chosen) == list(times)
     best, ours = math.inf, math.inf
     for labels in itertools.product(ORDERS, repeat=len(made) - 1):
-        orders: dict[fx.Node, Order] = {made[0]: "pixels", **dict(zip(made[1:], labels, strict=True))}
+        orders: dict[fx.Node, Family] = {made[0]: "pixels", **dict(zip(made[1:], labels, strict=True))}
         cost = find_cost(made, times, costs, orders)
         best = min(best, cost)
         if all(orders[node] == order for node, order in chosen.items()):
@@ -88,8 +88,8 @@ def test_a_copy_is_paid_once_for_all_readers() -> None:
 def test_a_residual_keeps_its_order_through_the_branch() -> None:
     """Two copies, into the branch and out of it, are worth it only if the layers between gain more."""
     graph, made = build([[0], [1], [2], [3], [1, 4]])
-    last: dict[Order, float] = {"rows": 1.0}
-    inner: dict[Order, float] = {"rows": 10.0, "pixels": 8.0}
+    last: dict[Family, float] = {"rows": 1.0}
+    inner: dict[Family, float] = {"rows": 10.0, "pixels": 8.0}
     times: Times = {made[1]: last, made[2]: inner, made[3]: inner, made[4]: inner, made[5]: last}
     branch = [choose_orders(graph, times, dict.fromkeys(made, cost).__getitem__)[made[3]] for cost in (2.9, 3.1)]
     assert branch == ["pixels", "rows"]

@@ -23,7 +23,7 @@ from fxprune.codegen.cpu.ahead import ahead_cells, ask_ahead, begin_asking
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.planes import count_cells, planes_of, write_planes
 from fxprune.codegen.script import ACTIVATIONS, Script
-from fxprune.codegen.workload import ConvShape, Workload
+from fxprune.codegen.workload import Workload
 from fxprune.errors import CodegenError
 
 
@@ -104,12 +104,6 @@ def computed_pixels(work: Workload, schedule: PixelsSchedule) -> int:
 def tiles_of(work: Workload, schedule: PixelsSchedule) -> int:
     """Count the tiles of one image; overlapping last tiles included."""
     return -(-planes_of(work.shape).run // schedule.cells)
-
-
-def stores_whole(shape: ConvShape, schedule: PixelsSchedule) -> bool:
-    """Whether all cells of a run are output, and a tile is no longer than a run."""
-    planes = planes_of(shape)
-    return planes.pitch == planes.out_width and schedule.cells <= planes.run
 
 
 def questions(work: Workload, schedule: PixelsSchedule, blocks: tuple[int, int], thread: int) -> int:
@@ -229,7 +223,7 @@ class _PixelsWriter:
         """Compute one tile of one block."""
         script, planes, schedule = self.script, self.planes, self.schedule
         vectors, lanes, rows = schedule.vectors, schedule.lanes, schedule.rows
-        whole = stores_whole(self.work.shape, schedule)
+        whole = planes.pitch == planes.out_width and schedule.cells <= planes.run
         script.add('pos = T.alloc_buffer((2,), "int32", scope="local")')
         first, start = f"tile * {schedule.cells}", f"{image} * {self.work.x.strides[0]}" if planes.in_place else base
         script.add(

@@ -124,33 +124,36 @@ def write_planes(script: Script, work: Workload, channel: str, image: str, base:
     count, (n_step, c_step, *_) = len(planes.phases), work.x.strides
     for number, phase in enumerate(planes.phases):
         target = f"{base} + ({channel} * {count} + {number}) * {planes.plane}"
-        _write_plane(script, work, planes, phase, target, f"{image} * {n_step} + {channel} * {c_step}")
+        with script.block(f"for line in T.serial({planes.lines})"):
+            _write_line(script, work, planes, phase, target, f"{image} * {n_step} + {channel} * {c_step}")
     if planes.shared:
-        with script.block(f"for v in T.serial({planes.shared})"):
-            script.add(f"S[{base} + ({channel} + 1) * {count * planes.plane} + v] = T.float32(0.0)")
+        _write_zeros(script, f"{base} + ({channel} + 1) * {count * planes.plane}", planes.shared)
 
 
-def _write_plane(script: Script, work: Workload, planes: Planes, phase: Phase, target: str, start: str) -> None:
-    """Write the copy of the cells of one phase of a channel, which begins at X[start], to S[target]."""
+def _write_line(script: Script, work: Workload, planes: Planes, phase: Phase, target: str, start: str) -> None:
+    """Write the copy of `line` of one phase of a channel, which begins at X[start], to its plane at S[target]."""
     shape, pitch, h_step = work.shape, planes.pitch, work.x.strides[3]
     (_, stride_h, stride_w), (top, left) = shape.stride, (shape.padding[1][0], shape.padding[2][0])
     first_line, last_line = _inside(shape.spatial_in[1], stride_h, top, phase[0], planes.lines)
     first, last = _inside(shape.spatial_in[2], stride_w, left, phase[1], pitch)
-    with script.block(f"for line in T.serial({planes.lines})"):
-        cell = f"{target} + line * {pitch}"
-        with script.block(f"if line >= {first_line} and line < {last_line}"):
-            for low, high in ((0, first), (last, pitch)):
-                if high > low:
-                    with script.block(f"for v in T.serial({high - low})"):
-                        script.add(f"S[{cell} + {low} + v] = T.float32(0.0)")
-            source = f"{start} + (line * {stride_h} + {phase[0] - top}) * {h_step}"
-            shift = first * stride_w + phase[1] - left
-            kind = "vectorized" if 1 < last - first <= _LONGEST_VECTOR else "serial"
-            if last > first:
-                with script.block(f"for v in T.{kind}({last - first})"):
-                    script.add(f"S[{cell} + {first} + v] = X[{source} + {shift} + v * {stride_w}]")
-        with script.loops("else", f"for v in T.serial({pitch})"):
-            script.add(f"S[{cell} + v] = T.float32(0.0)")
+    cell = f"{target} + line * {pitch}"
+    with script.block(f"if line >= {first_line} and line < {last_line}"):
+        for low, high in ((0, first), (last, pitch)):
+            if high > low:
+                _write_zeros(script, f"{cell} + {low}", high - low)
+        source = f"{start} + (line * {stride_h} + {phase[0] - top}) * {h_step}"
+        shift = first * stride_w + phase[1] - left
+        kind = "vectorized" if 1 < last - first <= _LONGEST_VECTOR else "serial"
+        if last > first:
+            with script.block(f"for v in T.{kind}({last - first})"):
+                script.add(f"S[{cell} + {first} + v] = X[{source} + {shift} + v * {stride_w}]")
+    with script.block("else"):
+        _write_zeros(script, cell, pitch)
+
+
+def _write_zeros(script: Script, start: str, count: int) -> None:
+    with script.block(f"for v in T.serial({count})"):
+        script.add(f"S[{start} + v] = T.float32(0.0)")
 
 
 def _inside(size: int, stride: int, padding: int, phase: int, cells: int) -> tuple[int, int]:
