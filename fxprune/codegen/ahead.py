@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fxprune.codegen.cpu.ahead import RANGES
+from fxprune.codegen.cpu.ahead import END, FIELDS, FIRST, FIRST_CELLS, RANGES, RATE, SECOND, UNITS
 from fxprune.codegen.kernel import BoundKernel, LayerKernel
 from fxprune.codegen.workload import LINE_CELLS
 
 _MACS_PER_LINE = 512
 """Multiply-adds of a thread to each line it asks for: 64 bytes every 32 cycles at one of AVX-512 a cycle, 7 GB/s. With
 twice as many ResNet-50 at 0.8 took 1.5 % longer on a Zen 4."""
+
+_MOST_LINES = 2**14
+"""Lines that a kernel asks for at most: 1 MB, half of a large L2 cache."""
 
 _DEPTH = 8
 """Kernels between asking and reading, at most: what is asked for too early is evicted again."""
@@ -26,12 +29,12 @@ class _Asker:
     """A kernel as one of its threads sees it.
 
     Attributes:
-        questions: How often the thread asks.
+        columns: Columns that the thread reads; it asks with each of them.
         lines: Lines that it still has time to ask for.
         ranges: What it asks for: (address in bytes, lines).
     """
 
-    questions: int
+    columns: int
     lines: int
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
@@ -54,9 +57,9 @@ def look_ahead(kernels: Sequence[tuple[LayerKernel, BoundKernel]]) -> None:
 
 def _asker(kernel: LayerKernel, thread: int) -> _Asker:
     assert kernel.packed is not None
-    questions = kernel.questions(thread)
+    columns = kernel.columns_read(thread)
     macs = kernel.packed.stored * kernel.computed_pixels // kernel.work.threads
-    return _Asker(questions, macs // _MACS_PER_LINE if questions else 0)
+    return _Asker(columns, min(columns, macs // _MACS_PER_LINE, _MOST_LINES))
 
 
 def _needs(kernel: LayerKernel, bound: BoundKernel, thread: int) -> list[tuple[int, int]]:
@@ -88,8 +91,12 @@ def _share_out(needs: list[tuple[int, int]], before: Sequence[_Asker]) -> None:
 
 
 def _write(bound: BoundKernel, thread: int, asker: _Asker) -> None:
+    if not asker.ranges:
+        return
     values, ahead = bound.arrays[0], bound.arrays[-1]
-    for number, (address, lines) in enumerate(asker.ranges):
-        at = 2 * (thread * RANGES + number)
-        ahead[at] = (address - values.data_ptr()) // 4
-        ahead[at + 1] = -(-lines // asker.questions)
+    starts = [(address - values.data_ptr()) // 4 for address, _ in asker.ranges]
+    sizes = [lines * LINE_CELLS for _, lines in asker.ranges]
+    end = sum(sizes) * UNITS
+    fields = ahead[thread * FIELDS : (thread + 1) * FIELDS]
+    fields[RATE], fields[END] = -(-end // asker.columns), end
+    fields[FIRST_CELLS], fields[FIRST], fields[SECOND] = sizes[0], starts[0], starts[-1] - sum(sizes[:-1])

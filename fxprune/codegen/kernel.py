@@ -82,17 +82,17 @@ class LayerKernel:
         tiles = self._tiles()
         return int(self.cut[thread]) // tiles, -(-int(self.cut[thread + 1]) // tiles)
 
-    def questions(self, thread: int) -> int:
-        """Count how often a thread asks for memory ahead (`cpu.ahead`)."""
+    def columns_read(self, thread: int) -> int:
+        """Count the columns that a thread multiplies, once for every tile; of one image where all share an image."""
         assert self.cut is not None
         assert self.packed is not None
+        length, tiles, threads, batch = self.packed.length, self._tiles(), self.work.threads, self.work.shape.batch
         schedule = self._packed_schedule
-        if not isinstance(schedule, RowsSchedule):
-            return pixels.questions(self.work, schedule, self.thread_blocks(thread), thread)
+        if isinstance(schedule, PixelsSchedule) and batch >= threads:
+            return len(range(thread, batch, threads)) * tiles * int(length.sum())
         if schedule.split == "blocks":
-            return int(self.cut[thread + 1] - self.cut[thread])
-        tiles, threads = self._tiles(), self.work.threads
-        return (tiles * (thread + 1) // threads - tiles * thread // threads) * self.packed.blocks
+            return int(np.repeat(length, tiles)[self.cut[thread] : self.cut[thread + 1]].sum())
+        return (tiles * (thread + 1) // threads - tiles * thread // threads) * int(length.sum())
 
     def _tiles(self) -> int:
         schedule = self._packed_schedule

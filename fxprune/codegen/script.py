@@ -11,6 +11,9 @@ addresses: the checks of a dozen tensors are more code than the kernel itself.""
 
 _ANY_SIZE = 2**31 - 1
 
+STACK_BYTES = 1024
+"""TVM 0.27 (`kMaxStackAlloca`) puts smaller buffers on the stack."""
+
 
 class Script:
     """The text of one TIR function while it is written."""
@@ -30,6 +33,20 @@ class Script:
         self._depth += 1
         yield
         self._depth -= 1
+
+    def allocate(self, name: str, cells: int, dtype: str = "float32") -> None:
+        """Declare a small buffer of the thread.
+
+        TVM puts it on the stack if its scope is "global" and it takes less than `STACK_BYTES`, where LLVM keeps cells
+        with constant indices in registers. Any other comes from a heap, and LLVM keeps it in memory as soon as
+        anything in the same loop may touch memory.
+
+        Args:
+            name: Its name.
+            cells: Elements.
+            dtype: Their type.
+        """
+        self.add(f'{name} = T.alloc_buffer(({cells},), "{dtype}", scope="global")')
 
     @contextmanager
     def loops(self, *headers: str) -> Iterator[None]:

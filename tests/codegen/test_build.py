@@ -126,7 +126,7 @@ def test_an_error_of_the_linker_names_the_functions(suite: Suite, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("T.parallel", "T.sideways"), ("acc[", "missing["), ('"float32"', '"float33"')]
+    ("old", "new"), [("T.parallel", "T.sideways"), ("acc0[", "missing["), ('"float32"', '"float33"')]
 )
 def test_an_error_of_tvm_names_the_functions(suite: Suite, old: str, new: str) -> None:
     script = suite.kernels["two_threads"].script("broken").replace(old, new)

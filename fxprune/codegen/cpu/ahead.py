@@ -1,17 +1,28 @@
 """The part of a kernel that asks for the weights of later layers, so that those find them in the cache.
 
-Weights are read once in a call of the model, and by the next call they have left the cache. Array AHEAD holds
-`RANGES` ranges of memory for every thread, each as its first cell, counted from W, and the lines to ask for with every
-tile of a block; `codegen.ahead` fills it in. An address that lies outside of W does no harm: nothing is read.
+Weights are read once in a call of the model, and by the next call they have left the cache. A thread asks for up to
+`RANGES` ranges of memory, a few cells with every column that it multiplies: a core waits for a dozen lines at a time at
+most, and questions in a row would stop it. Array AHEAD holds for every thread (cells asked for with a column, in units
+of 1 / `UNITS`; cells of the first range; its first cell, counted from W; what to add to find the second range; cells
+over both ranges in units); `codegen.ahead` fills it in. An address outside of W does no harm: nothing is read.
 """
 
 from __future__ import annotations
 
 from fxprune.codegen.script import Script
-from fxprune.codegen.workload import LINE_CELLS
 
 RANGES = 2
 """Ranges of memory that a thread may ask for in one kernel."""
+
+_PLACES = 4
+UNITS = 2**_PLACES
+"""Parts of a cell that a thread counts in."""
+
+FIELDS = 5
+"""Cells of AHEAD for one thread."""
+
+RATE, FIRST_CELLS, FIRST, SECOND, END = range(FIELDS)
+_ASKED = FIELDS
 
 _L2 = 2
 """Locality of LLVM's prefetch that leaves the L1 cache to the layer that is running."""
@@ -19,7 +30,7 @@ _L2 = 2
 
 def ahead_cells(threads: int) -> int:
     """Count the cells of AHEAD, int32."""
-    return 2 * RANGES * threads
+    return FIELDS * threads
 
 
 def prefetch(cell: str, write: int, locality: int) -> str:
@@ -34,16 +45,21 @@ def prefetch(cell: str, write: int, locality: int) -> str:
 
 
 def begin_asking(script: Script) -> None:
-    """Declare, inside the parallel loop over `t`, where the thread's next question of every range begins."""
-    script.add(f'ask = T.alloc_buffer(({RANGES},), "int32", scope="local")')
-    for number in range(RANGES):
-        script.add(f"ask[{number}] = AHEAD[t * {2 * RANGES} + {2 * number}]")
+    """Declare, inside the parallel loop over `t`, what the thread asks for, and that it has not asked yet."""
+    script.allocate("ask", FIELDS + 1, "int32")
+    script.add(*(f"ask[{field}] = AHEAD[t * {FIELDS} + {field}]" for field in range(FIELDS)), f"ask[{_ASKED}] = 0")
 
 
-def ask_ahead(script: Script) -> None:
-    """Ask for the next lines of every range."""
-    for number in range(RANGES):
-        lines = f"AHEAD[t * {2 * RANGES} + {2 * number + 1}]"
-        with script.block(f"for k in T.serial({lines})"):
-            script.add(prefetch(f"W[ask[{number}] + k * {LINE_CELLS}]", 0, _L2))
-        script.add(f"ask[{number}] = ask[{number}] + {lines} * {LINE_CELLS}")
+def ask_column(script: Script) -> None:
+    """Ask for what is due with column `j` of block `b`."""
+    cell = f"T.shift_right(ask[{_ASKED}] + j * ask[{RATE}], {_PLACES})"
+    start = f"T.Select({cell} < ask[{FIRST_CELLS}], ask[{FIRST}], ask[{SECOND}])"
+    script.add(prefetch(f"W[{cell} + {start}]", 0, _L2))
+
+
+def end_columns(script: Script) -> None:
+    """Count what was asked for with the columns of block `b`, and stop at the end."""
+    script.add(
+        f"ask[{_ASKED}] = ask[{_ASKED}] + LEN[b] * ask[{RATE}]",
+        f"ask[{RATE}] = T.Select(ask[{_ASKED}] < ask[{END}], ask[{RATE}], 0)",
+    )

@@ -16,6 +16,7 @@ from math import gcd, prod
 
 import numpy as np
 
+from fxprune.codegen.cpu.accumulators import Accumulators
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.halo import zero_halo
 from fxprune.codegen.format import Float32Array
@@ -129,41 +130,36 @@ def _write_tile(script: Script, work: Workload, tile: _Tile, parts: int) -> None
         f"({line} % {height})",
         f"T.min(s * {tile.pixels}, {width - tile.pixels})",
     )
-    script.add('pos = T.alloc_buffer((4,), "int32", scope="local")')
+    script.allocate("pos", 4, "int32")
     script.add(f"pos[0] = u % {parts} * {lanes * vectors}")
     starts = {1: (work.x, work.shape.stride, work.first_tap), 2: (work.y, (1, 1, 1), work.y.origin)}
     if work.residual:
         starts[3] = (work.residual, (1, 1, 1), work.residual.origin)
     for index, (layout, stride, origin) in starts.items():
         script.add(f"pos[{index}] = {_offset(place, layout, stride)} + {origin} + pos[0]")
-    script.add(f'acc = T.alloc_buffer(({tile.pixels * vectors * lanes},), "float32", scope="local")')
-    over_tile = (
-        f"for p in T.unroll({tile.pixels})",
-        f"for k in T.unroll({vectors})",
-        f"for v in T.vectorized({lanes})",
-    )
-    cell, lane = f"acc[(p * {vectors} + k) * {lanes} + v]", f"k * {lanes} + v"
-    with script.loops(*over_tile):
+    accumulators, lane = Accumulators(script, ("p", tile.pixels), vectors, lanes), f"k * {lanes} + v"
+    for cell in accumulators.cells():
         script.add(f"{cell} = BIAS[pos[0] + {lane}]")
-    _write_taps(script, work, tile, over_tile, cell)
+    _write_taps(script, work, tile, accumulators)
     for name in TEMPORARIES:
-        script.add(f'{name} = T.alloc_buffer(({lanes},), "float32", scope="local")')
-    with script.loops(*over_tile):
+        script.allocate(name, lanes)
+    for cell in accumulators.cells():
         if work.residual:
             script.add(f"{cell} = {cell} + RES[pos[3] + p * {work.residual.strides[4]} + {lane}]")
         script.add(*activation_statements(cell, work.activation, work.activation_args, "v"))
         script.add(f"Y[pos[2] + p * {work.y.strides[4]} + {lane}] = {cell}")
 
 
-def _write_taps(script: Script, work: Workload, tile: _Tile, over_tile: tuple[str, ...], cell: str) -> None:
+def _write_taps(script: Script, work: Workload, tile: _Tile, accumulators: Accumulators) -> None:
     """Add up the taps; those of one kernel line are written out."""
     (kd, kh, kw), (d_gap, h_gap, w_gap) = work.shape.kernel, work.shape.dilation
     _, _, d_step, h_step, w_step = work.x.strides
     stride, lane = work.shape.stride[2] * w_step, f"k * {tile.lanes} + v"
-    with script.loops(f"for i in T.serial({kd * kh})", f"for j in T.unroll({kw})", *over_tile):
-        tap = f"i // {kh} * {d_gap * d_step} + i % {kh} * {h_gap * h_step} + j * {w_gap * w_step}"
-        x = f"X[pos[1] + {tap} + p * {stride} + {lane}]"
-        script.add(f"{cell} = {cell} + {x} * W[(i * {kw} + j) * {tile.channels} + pos[0] + {lane}]")
+    tap = f"i // {kh} * {d_gap * d_step} + i % {kh} * {h_gap * h_step} + j * {w_gap * w_step}"
+    x = f"X[pos[1] + {tap} + p * {stride} + {lane}]"
+    with script.loops(f"for i in T.serial({kd * kh})", f"for j in T.unroll({kw})"):
+        for cell in accumulators.cells():
+            script.add(f"{cell} = {cell} + {x} * W[(i * {kw} + j) * {tile.channels} + pos[0] + {lane}]")
 
 
 def _offset(place: tuple[str, str, str, str], layout: Layout, stride: tuple[int, int, int]) -> str:

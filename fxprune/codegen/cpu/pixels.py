@@ -16,10 +16,12 @@ Source: `Park et al., Faster CNNs with Direct Sparse Convolutions, ICLR 2017` fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fxprune.codegen.cpu.ahead import ahead_cells, ask_ahead, begin_asking
+from fxprune.codegen.cpu.accumulators import Accumulators
+from fxprune.codegen.cpu.ahead import ahead_cells, ask_column, begin_asking, end_columns
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.planes import count_cells, planes_of, write_planes
 from fxprune.codegen.script import ACTIVATIONS, Script
@@ -106,23 +108,6 @@ def tiles_of(work: Workload, schedule: PixelsSchedule) -> int:
     return -(-planes_of(work.shape).run // schedule.cells)
 
 
-def questions(work: Workload, schedule: PixelsSchedule, blocks: tuple[int, int], thread: int) -> int:
-    """Count how often a thread asks for memory ahead.
-
-    Args:
-        work: The layer.
-        schedule: Options.
-        blocks: First block of the thread, and one past its last, where threads share blocks; else all blocks.
-        thread: Which of the threads.
-    """
-    tiles, threads = tiles_of(work, schedule), work.threads
-    if work.shape.batch >= threads:
-        return len(range(thread, work.shape.batch, threads)) * (blocks[1] - blocks[0])
-    if schedule.split == "blocks":
-        return blocks[1] - blocks[0]
-    return tiles * (thread + 1) // threads - tiles * thread // threads
-
-
 def build_pixels_kernel(name: str, work: Workload, problem: PixelsProblem, schedule: PixelsSchedule) -> str:
     """Return the TVMScript of one layer.
 
@@ -188,10 +173,10 @@ class _PixelsWriter:
                 if not self.planes.in_place:
                     with self.script.block(f"for c in T.serial({self.work.shape.channels_in})"):
                         write_planes(self.script, self.work, "c", image, base)
-                with self.script.block(f"for b in T.serial({self.problem.blocks})"):
-                    ask_ahead(self.script)
-                    with self.script.block(f"for tile in T.serial({self.tiles})"):
-                        self._tile(image, base)
+                with self.script.loops(
+                    f"for b in T.serial({self.problem.blocks})", f"for tile in T.serial({self.tiles})"
+                ):
+                    self._tile(image, base)
 
     def _threads_by_image(self) -> None:
         """All threads work on one image: they fill its scratch, then share its tiles or its blocks."""
@@ -207,63 +192,58 @@ class _PixelsWriter:
                 begin_asking(self.script)
                 if self.schedule.split == "pixels":
                     first, last = f"{self.tiles} * t // {threads}", f"{self.tiles} * (t + 1) // {threads}"
-                    outer: tuple[str, ...] = (f"for tile in T.serial({first}, {last})",)
-                    inner = f"for b in T.serial({blocks})"
+                    over_tiles = (f"for tile in T.serial({first}, {last})", f"for b in T.serial({blocks})")
                 else:
                     low = f"T.max(T.min(CUT[t] - b * {self.tiles}, {self.tiles}), 0)"
                     high = f"T.max(T.min(CUT[t + 1] - b * {self.tiles}, {self.tiles}), 0)"
-                    outer = (f"for b in T.serial({blocks})", f"if {low} < {high}")
-                    inner = f"for tile in T.serial({low}, {high})"
-                with self.script.loops(*outer):
-                    ask_ahead(self.script)
-                    with self.script.block(inner):
-                        self._tile("n", "0")
+                    over_tiles = (f"for b in T.serial({blocks})", f"for tile in T.serial({low}, {high})")
+                with self.script.loops(*over_tiles):
+                    self._tile("n", "0")
 
     def _tile(self, image: str, base: str) -> None:
         """Compute one tile of one block."""
         script, planes, schedule = self.script, self.planes, self.schedule
         vectors, lanes, rows = schedule.vectors, schedule.lanes, schedule.rows
         whole = planes.pitch == planes.out_width and schedule.cells <= planes.run
-        script.add('pos = T.alloc_buffer((2,), "int32", scope="local")')
+        script.allocate("pos", 2, "int32")
         first, start = f"tile * {schedule.cells}", f"{image} * {self.work.x.strides[0]}" if planes.in_place else base
         script.add(
             f"pos[0] = T.min({first}, {planes.run - schedule.cells})" if whole else f"pos[0] = {first}",
             f"pos[1] = pos[0] + {start}",
         )
-        script.add(f'acc = T.alloc_buffer(({rows * vectors * lanes},), "float32", scope="local")')
-        over_tile = (
-            f"for r in T.unroll({rows})",
-            f"for k in T.unroll({vectors})",
-            f"for v in T.vectorized({lanes})",
-        )
-        cell = f"acc[(r * {vectors} + k) * {lanes} + v]"
-        with script.loops(*over_tile):
+        tile = Accumulators(script, ("r", rows), vectors, lanes)
+        for cell in tile.cells():
             script.add(f"{cell} = BIAS[b * {rows} + r]")
-        with script.loops("for j in T.serial(LEN[b])", *over_tile):
-            x = f"{self.source}[OFF[BEGIN[b] + j] + pos[1] + k * {lanes} + v]"
-            script.add(f"{cell} = {cell} + {x} * W[BASE[b] + j * {rows} + r]")
+        with script.block("for j in T.serial(LEN[b])"):
+            ask_column(script)
+            for cell in tile.cells():
+                x = f"{self.source}[OFF[BEGIN[b] + j] + pos[1] + k * {lanes} + v]"
+                script.add(f"{cell} = {cell} + {x} * W[BASE[b] + j * {rows} + r]")
+        end_columns(script)
         for name in TEMPORARIES:
-            script.add(f'{name} = T.alloc_buffer(({lanes},), "float32", scope="local")')
+            script.allocate(name, lanes)
         if whole:
-            self._store_whole(cell, image)
+            self._store_whole(tile, image)
         else:
-            self._store_lines(image)
+            self._store_lines(tile, image)
 
     def _row(self, image: str) -> str:
         """Return the element offset of row `r` of the block in Y."""
         n_step, c_step, *_ = self.work.y.strides
         return f"ROWS[b * {self.schedule.rows} + r] * {c_step} + {image} * {n_step}"
 
-    def _store_whole(self, cell: str, image: str) -> None:
+    def _store_whole(self, tile: Accumulators, image: str) -> None:
         """Store vectors whose lanes are neighbouring pixels."""
         script, schedule = self.script, self.schedule
         target = f"{self._row(image)} + pos[0] + k * {schedule.lanes} + v"
         heads = (f"for k in T.unroll({schedule.vectors})", f"for v in T.vectorized({schedule.lanes})")
-        with script.loops(f"for r in T.unroll({schedule.rows})", "if r < COUNT[b]", *heads):
-            if self.work.residual:
-                script.add(f"{cell} = {cell} + RES[{target}]")
-            script.add(*activation_statements(cell, self.work.activation, self.work.activation_args, "v"))
-            script.add(f"Y[{target}] = {cell}")
+        for part in tile.parts:
+            cell = f"{part.buffer}[{part.vector} + v]"
+            with script.loops(part.outer, "if r < COUNT[b]", *heads):
+                if self.work.residual:
+                    script.add(f"{cell} = {cell} + RES[{target}]")
+                script.add(*activation_statements(cell, self.work.activation, self.work.activation_args, "v"))
+                script.add(f"Y[{target}] = {cell}")
 
     def _find_edges(self, pieces: int) -> None:
         """Set edge[vector][piece]: first lane of a piece of a line, one past its last, and where lane 0 would lie in Y.
@@ -271,7 +251,7 @@ class _PixelsWriter:
         Lane v of a vector is cell `column + v` of a line, or cell `column + v - piece * pitch` of a later one.
         """
         planes, lanes = self.planes, self.schedule.lanes
-        self.script.add(f'edge = T.alloc_buffer(({self.schedule.vectors * pieces * 3},), "int32", scope="local")')
+        self.script.allocate("edge", self.schedule.vectors * pieces * 3, "int32")
         with self.script.block(f"for k in T.unroll({self.schedule.vectors})"):
             at = f"(pos[0] + k * {lanes})"
             line, column = f"{at} // {planes.pitch}", f"{at} % {planes.pitch}"
@@ -282,28 +262,33 @@ class _PixelsWriter:
                 for part, value in enumerate((low, high, start)):
                     self.script.add(f"edge[k * {3 * pieces} + {3 * piece + part}] = {value}")
 
-    def _store_lines(self, image: str) -> None:
+    def _store_lines(self, tile: Accumulators, image: str) -> None:
         """Store the lanes of every vector piece by piece, a piece for every line that they belong to."""
         script, lanes, vectors = self.script, self.schedule.lanes, self.schedule.vectors
         pieces = 1 + (lanes + self.planes.pitch - 2) // self.planes.pitch
         self._find_edges(pieces)
-        script.add(f'out = T.alloc_buffer(({lanes},), "float32", scope="local")')
+        script.allocate("out", lanes)
         lane, whole = f"T.Ramp(0, 1, {lanes})", f"out[T.Ramp(0, 1, {lanes})]"
         edges = [[f"edge[k * {3 * pieces} + {3 * piece + part}]" for part in range(3)] for piece in range(pieces)]
         masks = [f"T.And({lane} >= T.Broadcast({a}, {lanes}), {lane} < T.Broadcast({b}, {lanes}))" for a, b, _ in edges]
         targets = [f"{self._row(image)} + {start}" for *_, start in edges]
-        statements = activation_statements("out[v]", self.work.activation, self.work.activation_args, "v")
-        heads = (f"for r in T.unroll({self.schedule.rows})", "if r < COUNT[b]", f"for k in T.unroll({vectors})")
-        with script.loops(*heads):
-            script.add(f"{whole} = acc[T.Ramp((r * {vectors} + k) * {lanes}, 1, {lanes})]")
-            if self.work.residual:
-                name = f'"float32x{lanes}", "llvm.masked.load.v{lanes}f32.p0"'
-                for mask, target in zip(masks, targets, strict=True):
-                    arguments = f"T.address_of(RES[{target}]), {mask}, T.Broadcast(T.float32(0.0), {lanes})"
-                    script.add(f"{whole} = {whole} + T.call_llvm_pure_intrin({name}, {arguments})")
-            if statements:
-                with script.block(f"for v in T.vectorized({lanes})"):
-                    script.add(*statements)
-            name = f'"void", "llvm.masked.store.v{lanes}f32.p0"'
-            for mask, target in zip(masks, targets, strict=True):
-                script.add(f"T.evaluate(T.call_llvm_intrin({name}, {whole}, T.address_of(Y[{target}]), {mask}))")
+        for part in tile.parts:
+            with script.loops(part.outer, "if r < COUNT[b]", f"for k in T.unroll({vectors})"):
+                script.add(f"{whole} = {part.buffer}[T.Ramp({part.vector}, 1, {lanes})]")
+                self._store_pieces(whole, list(zip(masks, targets, strict=True)))
+
+    def _store_pieces(self, whole: str, pieces: Sequence[tuple[str, str]]) -> None:
+        """Store the vector in `out`, each piece, (mask, element offset of lane 0), where it belongs."""
+        script, lanes, work = self.script, self.schedule.lanes, self.work
+        if work.residual:
+            name = f'"float32x{lanes}", "llvm.masked.load.v{lanes}f32.p0"'
+            for mask, target in pieces:
+                arguments = f"T.address_of(RES[{target}]), {mask}, T.Broadcast(T.float32(0.0), {lanes})"
+                script.add(f"{whole} = {whole} + T.call_llvm_pure_intrin({name}, {arguments})")
+        statements = activation_statements("out[v]", work.activation, work.activation_args, "v")
+        if statements:
+            with script.block(f"for v in T.vectorized({lanes})"):
+                script.add(*statements)
+        name = f'"void", "llvm.masked.store.v{lanes}f32.p0"'
+        for mask, target in pieces:
+            script.add(f"T.evaluate(T.call_llvm_intrin({name}, {whole}, T.address_of(Y[{target}]), {mask}))")

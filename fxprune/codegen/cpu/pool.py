@@ -96,8 +96,8 @@ def _write_window(script: Script, work: PoolWorkload, place: _Place, lanes: int,
     """Compute one output pixel of `vectors` vectors of channels."""
     over_lanes = (f"for k in T.unroll({vectors})", f"for v in T.vectorized({lanes})")
     cell, taps = f"acc[k * {lanes} + v]", prod(work.kernel)
-    script.add(f'acc = T.alloc_buffer(({lanes * vectors},), "float32", scope="local")')
-    script.add('tap = T.alloc_buffer((1,), "int32", scope="local")')
+    script.allocate("acc", lanes * vectors)
+    script.allocate("tap", 1, "int32")
     x = f"X[tap[0] + k * {lanes} + v]"
     script.add(f"tap[0] = {_tap(work, place, '0')}")
     with script.loops(*over_lanes):

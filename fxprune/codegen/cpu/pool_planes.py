@@ -49,7 +49,7 @@ def _write_plane(script: Script, work: PoolWorkload) -> None:
     cells = prod(work.kernel)
     lanes = min(work.lanes, 2 ** (cells.bit_length() - 1))
     vectors, rest = divmod(cells, lanes)
-    script.add(f'acc = T.alloc_buffer(({lanes},), "float32", scope="local")')
+    script.allocate("acc", lanes)
     with script.block(_vector(lanes)):
         script.add(f"acc[v] = X[u * {cells} + v]")
     if vectors > 1:
@@ -90,7 +90,7 @@ def _without_clamp(work: PoolWorkload) -> tuple[int, int]:
 def _write_pixel(script: Script, work: PoolWorkload, *, clamp: bool) -> None:
     """Compute pixel `w` of output line `u`."""
     taps = prod(work.kernel)
-    script.add('acc = T.alloc_buffer((1,), "float32", scope="local")')
+    script.allocate("acc", 1)
     script.add(f"acc[0] = X[{_tap(work, '0', clamp=clamp)}]")
     with script.block(f"for i in T.{'unroll' if taps <= _MOST_UNROLLED else 'serial'}({taps - 1})"):
         x = f"X[{_tap(work, '(i + 1)', clamp=clamp)}]"

@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fxprune.codegen.cpu.ahead import ahead_cells, ask_ahead, begin_asking, prefetch
+from fxprune.codegen.cpu.accumulators import Accumulators
+from fxprune.codegen.cpu.ahead import ahead_cells, ask_column, begin_asking, end_columns, prefetch
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.halo import zero_halo
 from fxprune.codegen.script import ACTIVATIONS, Script
@@ -198,7 +199,7 @@ class _RowsWriter:
         low = f"T.max(T.min(CUT[t] - b * {tiles}, {tiles}), 0)"
         high = f"T.max(T.min(CUT[t + 1] - b * {tiles}, {tiles}), 0)"
         with self.script.loops(f"for b in T.serial({blocks})", f"for tile in T.serial({low}, {high})"):
-            self._tile("tile")
+            self._tile()
 
     def _split_pixels(self) -> None:
         tiles, threads, chunk = self.tiles, self.work.threads, self.schedule.chunk
@@ -211,31 +212,27 @@ class _RowsWriter:
             f"for b in T.serial({self.problem.blocks})",
             f"for tile in T.serial({start}, T.min({start} + {chunk}, {last}))",
         ):
-            self._tile("tile")
+            self._tile()
 
-    def _tile(self, tile: str) -> None:
-        """Compute one tile of one block."""
+    def _tile(self) -> None:
+        """Compute tile `tile` of block `b`."""
         script, schedule = self.script, self.schedule
         lanes, vectors = schedule.lanes, schedule.vectors
-        script.add('pos = T.alloc_buffer((3,), "int32", scope="local")')
-        self._positions(tile)
-        script.add(f'acc = T.alloc_buffer(({self.pixels * schedule.height},), "float32", scope="local")')
-        over_tile = (
-            f"for p in T.unroll({self.pixels})",
-            f"for k in T.unroll({vectors})",
-            f"for v in T.vectorized({lanes})",
-        )
-        cell = f"acc[(p * {vectors} + k) * {lanes} + v]"
-        ask_ahead(script)
+        script.allocate("pos", 3, "int32")
+        self._positions()
         if schedule.prefetch:
             self._prefetch_next()
-        with script.loops(*over_tile):
+        tile = Accumulators(script, ("p", self.pixels), vectors, lanes)
+        for cell in tile.cells():
             script.add(f"{cell} = BIAS[b * {schedule.height} + k * {lanes} + v]")
-        with script.loops("for j in T.serial(LEN[b])", *over_tile):
-            x = f"X[OFF[BEGIN[b] + j] + pos[0] + {self._pixel(self.grid.x_steps)}]"
-            w = f"W[BASE[b] + j * {schedule.height} + k * {lanes} + v]"
-            script.add(f"{cell} = {cell} + {x} * {w}")
-        self._store(cell, over_tile)
+        with script.block("for j in T.serial(LEN[b])"):
+            ask_column(script)
+            for cell in tile.cells():
+                x = f"X[OFF[BEGIN[b] + j] + pos[0] + {self._pixel(self.grid.x_steps)}]"
+                w = f"W[BASE[b] + j * {schedule.height} + k * {lanes} + v]"
+                script.add(f"{cell} = {cell} + {x} * {w}")
+        end_columns(script)
+        self._store(tile)
 
     def _prefetch_next(self) -> None:
         """Ask for the next tile's lines: this block's part of the output and the residual, a share of the input."""
@@ -261,14 +258,14 @@ class _RowsWriter:
         width = self.schedule.tile[1]
         return f"(p // {width} * {steps[2]} + p % {width} * {steps[3]})"
 
-    def _positions(self, tile: str) -> None:
+    def _positions(self) -> None:
         """Set pos[0], pos[1], pos[2]: first cell of the tile in x, y and the residual, as element offsets."""
         grid, (ph, pw) = self.grid, self.schedule.tile
         depth, height, _ = grid.spatial
         across, down = -(-grid.width // pw), -(-height // ph)
-        w = f"T.min({tile} % {across} * {pw}, {grid.width - pw})"
-        h = f"T.min({tile} // {across} % {down} * {ph}, {height - ph})"
-        plane = f"({tile} // {across * down})"
+        w = f"T.min(tile % {across} * {pw}, {grid.width - pw})"
+        h = f"T.min(tile // {across} % {down} * {ph}, {height - ph})"
+        plane = f"(tile // {across * down})"
         d, n = f"({plane} % {depth})", f"({plane} // {depth})"
         origins = [self.work.first_tap, self.work.y.origin, self.work.residual.origin if self.work.residual else 0]
         all_steps = [grid.x_steps, grid.y_steps, grid.residual_steps]
@@ -277,29 +274,29 @@ class _RowsWriter:
                 offset = " + ".join(f"{i} * {step}" for i, step in zip((n, d, h, w), steps, strict=True))
                 self.script.add(f"pos[{index}] = {offset} + {origin}")
 
-    def _store(self, cell: str, over_tile: tuple[str, ...]) -> None:
+    def _store(self, tile: Accumulators) -> None:
         script, problem = self.script, self.problem
         if problem.has_vector_rows and problem.has_scattered_rows:
             with script.block("if CHANNEL[b] >= 0"):
-                self._store_vectors(cell, over_tile)
+                self._store_vectors(tile)
             with script.block("else"):
-                self._store_lanes(cell, over_tile)
+                self._store_lanes(tile)
         elif problem.has_vector_rows:
-            self._store_vectors(cell, over_tile)
+            self._store_vectors(tile)
         else:
-            self._store_lanes(cell, over_tile)
+            self._store_lanes(tile)
 
     def _activation(self, cell: str) -> list[str]:
         return activation_statements(cell, self.work.activation, self.work.activation_args, "v")
 
     def _temporaries(self) -> None:
         for name in TEMPORARIES:
-            self.script.add(f'{name} = T.alloc_buffer(({self.schedule.lanes},), "float32", scope="local")')
+            self.script.allocate(name, self.schedule.lanes)
 
-    def _store_vectors(self, cell: str, over_tile: tuple[str, ...]) -> None:
+    def _store_vectors(self, tile: Accumulators) -> None:
         lanes, grid = self.schedule.lanes, self.grid
         self._temporaries()
-        with self.script.loops(*over_tile):
+        for cell in tile.cells():
             at = f"CHANNEL[b] + k * {lanes} + v"
             if grid.residual_steps is not None:
                 residual = f"RES[pos[2] + {self._pixel(grid.residual_steps)} + {at}]"
@@ -307,15 +304,15 @@ class _RowsWriter:
             self.script.add(*self._activation(cell))
             self.script.add(f"Y[pos[1] + {self._pixel(grid.y_steps)} + {at}] = {cell}")
 
-    def _store_lanes(self, cell: str, over_tile: tuple[str, ...]) -> None:
+    def _store_lanes(self, tile: Accumulators) -> None:
         """Store lane by lane: values go to memory first, a block's real rows from there to their channels."""
         script, height, grid, lanes = self.script, self.schedule.height, self.grid, self.schedule.lanes
         cells = self.pixels * height
         target = f"Y[pos[1] + {self._pixel(grid.y_steps)} + ROWS[b * {height} + r]]"
-        script.add(f'out = T.alloc_buffer(({cells},), "float32", scope="local")')
+        script.allocate("out", cells)
         self._temporaries()
         if grid.residual_steps is None:
-            with script.loops(*over_tile):
+            for cell in tile.cells():
                 script.add(*self._activation(cell), f"out[(p * {self.schedule.vectors} + k) * {lanes} + v] = {cell}")
             self._move_lanes(
                 f"Y[pos[1] + {self._pixel(grid.y_steps)} + ROWS[b * {height} + r]]", f"out[p * {height} + r]"
@@ -325,7 +322,7 @@ class _RowsWriter:
             script.add(f"out[p * {height} + r] = T.float32(0.0)")
         residual = f"RES[pos[2] + {self._pixel(grid.residual_steps)} + ROWS[b * {height} + r]]"
         self._move_lanes(f"out[p * {height} + r]", residual)
-        with script.loops(*over_tile):
+        for cell in tile.cells():
             script.add(f"{cell} = {cell} + out[(p * {self.schedule.vectors} + k) * {lanes} + v]")
             script.add(*self._activation(cell), f"out[(p * {self.schedule.vectors} + k) * {lanes} + v] = {cell}")
         self._move_lanes(target, f"out[p * {height} + r]")

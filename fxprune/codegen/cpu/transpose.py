@@ -39,8 +39,8 @@ def build_transpose_kernel(name: str, x: Layout, y: Layout, channels: int, lanes
     with script.function(name, buffers), script.block(f"for t in T.parallel({threads})"):
         if y.order == "nhwc":
             zero_halo(script, y, threads)
-        script.add('pos = T.alloc_buffer((4,), "int32", scope="local")')
-        script.add(f'cells = T.alloc_buffer(({2 * side * side},), "float32", scope="local")')
+        script.allocate("pos", 4, "int32")
+        script.allocate("cells", 2 * side * side)
         with script.block(f"for u in T.serial({units} * t // {threads}, {units} * (t + 1) // {threads})"):
             line = f"(u // {blocks * parts} % {lines})"
             script.add(

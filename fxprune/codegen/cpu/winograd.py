@@ -100,7 +100,7 @@ class _WinogradWriter:
         shape, (n, _, _, h, w) = work.shape, work.x.strides
         across, last = self.schedule.outputs * shape.stride[2], shape.spatial_out[2] - self.schedule.outputs
         with script.loops(f"for line in T.serial({plan.lines_in})", f"for tile in T.serial({plan.across})"):
-            script.add('pos = T.alloc_buffer((2,), "int32", scope="local")')
+            script.allocate("pos", 2, "int32")
             start = f"T.min(tile * {across}, {last * shape.stride[2]}) * {w}"
             line = f"({self._first_line()} * {shape.stride[1]} + line) * {h}"
             script.add(f"pos[0] = {self._image()} * {n} + {line} + {start} + {self.work.first_tap}")
@@ -116,7 +116,7 @@ class _WinogradWriter:
         script, plan, stride = self.script, self.plan, self.work.shape.stride[2]
         w_step = self.work.x.strides[4]
         samples = [(phase, i) for phase, products in enumerate(plan.products) for i in range(products)]
-        script.add(f'd = T.alloc_buffer(({len(samples) * lanes},), "float32", scope="local")')
+        script.allocate("d", len(samples) * lanes)
         with script.block(_over_lanes(lanes)):
             for number, (phase, i) in enumerate(samples):
                 script.add(f"d[{number * lanes} + v] = X[pos[0] + {(i * stride + phase) * w_step} + {channel} + v]")
@@ -130,11 +130,11 @@ class _WinogradWriter:
         """Compute one group of tiles of one block."""
         script, plan, schedule, shape = self.script, self.plan, self.schedule, self.work.shape
         lanes, vectors, height, full = schedule.lanes, schedule.vectors, schedule.height, plan.products[0]
-        script.add('at = T.alloc_buffer((2,), "int32", scope="local")')
+        script.allocate("at", 2, "int32")
         script.add(f"at[0] = T.min(g * {plan.tiles}, {plan.across - plan.tiles})")
         tile = f"(line * {shape.stride[1] * plan.across} + at[0])"
         script.add(f"at[1] = t * {plan.scratch} + {tile} * {plan.depth * plan.channels}")
-        script.add(f'acc = T.alloc_buffer(({plan.tiles * full * height},), "float32", scope="local")')
+        script.allocate("acc", plan.tiles * full * height)
         over_tile, over_rows = f"for i in T.unroll({plan.tiles})", f"for k in T.unroll({vectors})"
         lane = f"for v in T.vectorized({lanes})"
         cell = f"acc[((i * {full} + p) * {vectors} + k) * {lanes} + v]"
@@ -155,7 +155,7 @@ class _WinogradWriter:
         """Store a group of tiles: whole vectors where all buffers have room for them, else the layer's rows only."""
         script, plan, work = self.script, self.plan, self.work
         for name in ("out", *TEMPORARIES):
-            script.add(f'{name} = T.alloc_buffer(({self.schedule.lanes},), "float32", scope="local")')
+            script.allocate(name, self.schedule.lanes)
         if all(layout.channels >= plan.rows for layout in (work.y, *([work.residual] if work.residual else []))):
             self._store_block([self.schedule.lanes] * self.schedule.vectors)
             return
