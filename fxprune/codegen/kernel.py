@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ class LayerKernel:
         arrays: Arguments between the input and the output, in the kernel's order.
         scratch_cells: float32 cells of scratch that the kernel needs; 0 = it takes none.
         channel_map: Position of each output channel in the output buffer, [O]; None = in order.
-        cut: First unit (block-major, tile-minor) of every thread, [threads + 1]; None without a packed weight.
+        cut: First unit (a tile of a block, in the order of `_units`) of every thread, [threads + 1]; None without a
+            packed weight.
     """
 
     work: Workload
@@ -90,8 +92,9 @@ class LayerKernel:
         schedule = self._packed_schedule
         if isinstance(schedule, PixelsSchedule) and batch >= threads:
             return len(range(thread, batch, threads)) * tiles * int(length.sum())
-        if schedule.split == "blocks":
-            return int(np.repeat(length, tiles)[self.cut[thread] : self.cut[thread + 1]].sum())
+        if schedule.split == "blocks" or isinstance(schedule, PixelsSchedule):
+            units = _units(length, tiles, schedule.split)
+            return int(units[self.cut[thread] : self.cut[thread + 1]].sum())
         return (tiles * (thread + 1) // threads - tiles * thread // threads) * int(length.sum())
 
     def _tiles(self) -> int:
@@ -173,11 +176,11 @@ def make_kernel(
     ahead = np.zeros(ahead_cells(work.threads), np.int32)
     if not isinstance(schedule, RowsSchedule):
         units = pixels.tiles_of(work, schedule)
-        cut = _cuts(packed, units, work.threads)
+        cut = _cuts(packed, units, work.threads, schedule.split)
         lists = (*head, packed.rows, packed.count, lane_bias, cut, ahead)
         return LayerKernel(work, schedule, packed, lists, cells, None, cut, (False, False))
     tiles = rows.tiles_of(work, schedule.tile)
-    cut = _cuts(packed, tiles, work.threads)
+    cut = _cuts(packed, tiles, work.threads, "blocks")
     if group_order:
         first, positions = np.arange(packed.blocks, dtype=np.int32) * schedule.height, group_channel_map(packed)
     else:
@@ -214,9 +217,14 @@ def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map
     return np.concatenate(parts)
 
 
-def _cuts(packed: PackedWeight, tiles: int, threads: int) -> IndexArray:
-    """Split the units (block-major, tile-minor) so that every thread multiplies about as many cells, [threads + 1]."""
-    cost = np.cumsum(np.repeat(packed.length.astype(np.int64) + 1, tiles))
+def _units(length: IndexArray, tiles: int, split: Literal["pixels", "blocks"]) -> NDArray[np.integer]:
+    """Return the columns of every unit: tile-major where the threads share pixels, block-major where blocks."""
+    return np.tile(length, tiles) if split == "pixels" else np.repeat(length, tiles)
+
+
+def _cuts(packed: PackedWeight, tiles: int, threads: int, split: Literal["pixels", "blocks"]) -> IndexArray:
+    """Split the units so that every thread multiplies about as many cells, [threads + 1]."""
+    cost = np.cumsum(_units(packed.length, tiles, split).astype(np.int64) + 1)
     wanted = cost[-1] * np.arange(1, threads) / threads
     inner = np.searchsorted(cost, wanted)
     return np.concatenate(([0], inner, [cost.size])).astype(np.int32)

@@ -66,8 +66,8 @@ multiply-add loads an input of its own, and with fewer pixels more of them are s
 _LEAST_LANES = 4
 """Narrowest vector of a pixel-lane kernel."""
 
-_PIXEL_TILES = {1: (8, 4, 14), 2: (4, 8), 4: (4, 2), 8: (2, 1)}
-"""Vectors of pixels in a tile, best first, for each number of rows."""
+_PIXEL_TILES = {1: (8, 4, 14), 2: (4, 8), 4: (4, 2), 8: (3, 2)}
+"""Vectors of pixels in a tile, best first, for each number of rows; as many as have room in the registers."""
 
 
 @dataclass(frozen=True)
@@ -264,11 +264,11 @@ def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarge
         return
     sized = sorted((padded_stored(pattern, height) / _efficiency(height), height) for height in _PIXEL_TILES)
     lanes = pixel_lanes(work, target)
-    most = pixels.most_vectors(work, lanes)
     for cost, height in sized:
         if cost > _CLOSE * sized[0][0]:
             continue
         cells = padded_stored(pattern, height)
+        most = min(pixels.most_vectors(work, lanes), (target.registers - 1) // (height + 1))
         for vectors in dict.fromkeys(min(count, most) for count in _PIXEL_TILES[height] if most):
             for split in pixel_splits(work, lanes, vectors):
                 schedule = PixelsSchedule(lanes, height, vectors, split)

@@ -112,8 +112,8 @@ def build_pixels_kernel(name: str, work: Workload, problem: PixelsProblem, sched
     """Return the TVMScript of one layer.
 
     Arguments of the function, all flat: x, values, offsets, begin, length, base, rows, count, bias, cut, ahead,
-    scratch, y and residual if there is one; `cut` holds the first unit (block-major, tile-minor) of every thread where
-    the threads share the blocks of an image.
+    scratch, y and residual if there is one; `cut` holds the first unit of every thread, tile-major where the threads
+    share the pixels of an image and block-major where they share blocks.
 
     Raises:
         CodegenError: The tile is larger than an output image.
@@ -181,6 +181,7 @@ class _PixelsWriter:
     def _threads_by_image(self) -> None:
         """All threads work on one image: they fill its scratch, then share its tiles or its blocks."""
         channels, threads, blocks = self.work.shape.channels_in, self.work.threads, self.problem.blocks
+        cuts = ("CUT[t]", "CUT[t + 1]")
         with self.script.block(f"for n in T.serial({self.work.shape.batch})"):
             if not self.planes.in_place:
                 with self.script.loops(
@@ -190,14 +191,12 @@ class _PixelsWriter:
                     write_planes(self.script, self.work, "c", "n", "0")
             with self.script.block(f"for t in T.parallel({threads})"):
                 begin_asking(self.script)
-                if self.schedule.split == "pixels":
-                    first, last = f"{self.tiles} * t // {threads}", f"{self.tiles} * (t + 1) // {threads}"
-                    over_tiles = (f"for tile in T.serial({first}, {last})", f"for b in T.serial({blocks})")
-                else:
-                    low = f"T.max(T.min(CUT[t] - b * {self.tiles}, {self.tiles}), 0)"
-                    high = f"T.max(T.min(CUT[t + 1] - b * {self.tiles}, {self.tiles}), 0)"
-                    over_tiles = (f"for b in T.serial({blocks})", f"for tile in T.serial({low}, {high})")
-                with self.script.loops(*over_tiles):
+                outer, inner = ("tile", "b") if self.schedule.split == "pixels" else ("b", "tile")
+                count = {"tile": self.tiles, "b": blocks}
+                low, high = (f"T.max(T.min({cut} - {outer} * {count[inner]}, {count[inner]}), 0)" for cut in cuts)
+                with self.script.loops(
+                    f"for {outer} in T.serial({count[outer]})", f"for {inner} in T.serial({low}, {high})"
+                ):
                     self._tile("n", "0")
 
     def _tile(self, image: str, base: str) -> None:

@@ -18,6 +18,9 @@ from fxprune.codegen.workload import ConvShape, Workload
 _LONGEST_VECTOR = 64
 """Longest line, in cells, that is copied as one vector; longer ones are left to LLVM's own vectoriser."""
 
+_PICKED = 16
+"""Cells that are picked at a time where the stride leaves some out."""
+
 Phase = tuple[int, int]
 """Rest of a tap's height and width divided by the stride."""
 
@@ -143,12 +146,37 @@ def _write_line(script: Script, work: Workload, planes: Planes, phase: Phase, ta
                 _write_zeros(script, f"{cell} + {low}", high - low)
         source = f"{start} + (line * {stride_h} + {phase[0] - top}) * {h_step}"
         shift = first * stride_w + phase[1] - left
-        kind = "vectorized" if 1 < last - first <= _LONGEST_VECTOR else "serial"
-        if last > first:
+        if stride_w > 1:
+            _pick_cells(script, f"{cell} + {first}", last - first, source, (shift, stride_w, shape.spatial_in[2]))
+        elif last > first:
+            kind = "vectorized" if last - first <= _LONGEST_VECTOR else "serial"
             with script.block(f"for v in T.{kind}({last - first})"):
-                script.add(f"S[{cell} + {first} + v] = X[{source} + {shift} + v * {stride_w}]")
+                script.add(f"S[{cell} + {first} + v] = X[{source} + {shift} + v]")
     with script.block("else"):
         _write_zeros(script, cell, pitch)
+
+
+def _pick_cells(script: Script, target: str, count: int, line: str, steps: tuple[int, int, int]) -> None:
+    """Copy every stride-th cell of a line of X to neighbouring cells of S.
+
+    LLVM loads a strided vector cell by cell, so whole vectors are loaded and their cells picked.
+
+    Args:
+        script: The text.
+        target: Expression of the first cell of S.
+        count: Cells to copy.
+        line: Expression of the first cell of the line.
+        steps: First cell within the line, stride, and cells of the line.
+    """
+    shift, stride, width = steps
+    for done in range(0, count, _PICKED):
+        picked = min(_PICKED, count - done)
+        start = (shift // stride + done) * stride
+        loaded = min(picked * stride, width - start)
+        lanes = [shift % stride + i * stride for i in range(picked)]
+        whole = f"X[{line} + {start}]" if loaded == 1 else f"X[T.Ramp({line} + {start}, 1, {loaded})]"
+        cells = f"S[{target} + {done}]" if picked == 1 else f"S[T.Ramp({target} + {done}, 1, {picked})]"
+        script.add(f"{cells} = {whole if loaded == 1 else f'T.Shuffle([{whole}], {lanes})'}")
 
 
 def _write_zeros(script: Script, start: str, count: int) -> None:
