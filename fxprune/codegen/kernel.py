@@ -284,7 +284,7 @@ class BoundKernel:
             packed.append(scratch)
         self._scratch = scratch  # addresses own nothing
         middle = [ctypes.c_void_p(array.data_ptr()) for array in packed]
-        self._takes_residual = kernel.work.residual is not None
+        self._takes_residual = kernel.work.takes_residual
         tensors: Sequence[torch.Tensor | None] = (x, y, residual)
         head, tail, extra = (None if tensor is None else tvm_ffi.from_dlpack(tensor) for tensor in tensors)
         self.arguments = [head, *middle, tail, *([extra] if self._takes_residual else [])]

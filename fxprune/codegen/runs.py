@@ -1,7 +1,8 @@
 """Blocks of a row-lane kernel whose results are stored as whole vectors, the zero rows of a ragged block included.
 
 A block of 30 neighbouring rows and two zero rows may write the two lanes too many over the channels after it, if those
-are padding, or if the same thread computes their own blocks afterwards: what it leaves there does not stay.
+are padding, or if the same thread computes their own blocks afterwards: what it leaves there does not stay. A kernel
+that works in place would leave it in the residual of those blocks, so it writes over padding only.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def first_channels(
             continue
         later = owner[start + count : start + height]
         later = later[later < packed.blocks]
-        if not later.size or (later.min() > block and _is_one_thread(block, int(later.max()), schedule, tiles, cut)):
+        if not later.size or (
+            not work.in_place and later.min() > block and _is_one_thread(block, int(later.max()), schedule, tiles, cut)
+        ):
             first[block] = start
     return first
 

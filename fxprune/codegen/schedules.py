@@ -156,6 +156,18 @@ def refit(schedule: Schedule, work: Workload, target: CpuTarget) -> Schedule:
     return replace(schedule, tile=_row_tiles(work, schedule.vectors, target)[0])
 
 
+def computes_once(schedule: Schedule, work: Workload) -> bool:
+    """Whether a kernel computes no output twice, so that it may overwrite its residual.
+
+    Args:
+        schedule: Its options.
+        work: The layer as it will run.
+    """
+    if isinstance(schedule, RowsSchedule):
+        return rows.computed_pixels(work, schedule.tile) == work.shape.pixels
+    return isinstance(schedule, PixelsSchedule) and pixels.computes_once(work, schedule)
+
+
 def stored_pattern(pattern: RowGroupPattern, schedule: object, conv_groups: int) -> RowGroupPattern:
     """Return the row groups that a kernel stores.
 

@@ -162,6 +162,8 @@ class Workload:
         activation: Name as in `fxprune.operators`, or None.
         activation_args: Its numbers, e.g. the bounds of hardtanh.
         threads: Threads the kernel splits its work over.
+        in_place: Whether the residual lies in the output buffer and is overwritten; only for kernels that compute
+            every output once.
     """
 
     shape: ConvShape
@@ -171,6 +173,12 @@ class Workload:
     activation: str | None
     activation_args: tuple[float, ...]
     threads: int
+    in_place: bool = False
+
+    @property
+    def takes_residual(self) -> bool:
+        """Whether the residual is a buffer of its own."""
+        return self.residual is not None and not self.in_place
 
     @property
     def first_tap(self) -> int:

@@ -39,7 +39,8 @@ class Placement:
         group_order: Whether the output's channels lie in the order of the blocks.
         source: The buffer that is the input, of a layer or a pool, or its copy; None if torch makes the input.
         staged: Whether torch's input is copied into a buffer with a halo first.
-        residual_source: The buffer that is the residual, None if torch makes it or there is none.
+        residual_source: The buffer that is the residual, None if torch makes it or there is none; the output
+            overwrites it if `work.in_place` says so.
     """
 
     work: Workload

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from fxprune.lowering.chain import chain_kernels
 from fxprune.lowering.choice import Case, Choice, constant
 from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
+from fxprune.lowering.in_place import overwrite_residuals
 from fxprune.lowering.modules import KernelModule, Port, StageModule, UnaryModule
 from fxprune.lowering.parts import join_outputs, split_inputs
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
@@ -105,6 +106,9 @@ class _LoweredPool:
     function: str
 
 
+_Item = _Lowered | _LoweredPool | LoweredTurn
+"""What writes a planned buffer."""
+
 Build = Callable[[Mapping[str, str], CpuTarget], Library]
 """Makes a library from the TVMScript of its functions."""
 
@@ -130,14 +134,10 @@ def lower(
     lowered_graph, mapped = copy_graph(gm)
     layers = {node: case.layer for node, case in cases.items()}
     found = find_pools(gm.graph, layers, choices)
-    placements, outputs = plan_layouts(
-        layers,
-        {node: case.shape for node, case in cases.items()},
-        choices,
-        {node: case.pattern for node, case in cases.items()},
-        found,
-        target.threads,
-    )
+    shapes = {node: case.shape for node, case in cases.items()}
+    patterns = {node: case.pattern for node, case in cases.items()}
+    placements, outputs = plan_layouts(layers, shapes, choices, patterns, found, target.threads)
+    placements = overwrite_residuals(gm.graph, placements, choices, patterns, target)
     scripts: dict[str, str] = {}
     lowered = _make_kernels(cases, choices, placements, scripts, target)
     pools = _make_pools(found, outputs, scripts, target)
@@ -291,20 +291,37 @@ def _allocate(
     """Place every kernel's output and every copy in one arena, key "", and make the scratch that all kernels share."""
     index = {node: position for position, node in enumerate(result.graph.nodes)}
     last = last_uses(result.graph)
-    layouts: dict[_Lowered | _LoweredPool | LoweredTurn, Layout] = {
+    layouts: dict[_Item, Layout] = {
         **{item: item.placement.work.y for item in lowered.values()},
         **{item: item.work.y for item in pools.values()},
         **{item: item.y for item in turns.values()},
     }
-    intervals = [Interval(y.numel, index[item.new], last[item.new]) for item, y in layouts.items()]
-    places, size = plan_memory(intervals)
+    owners = _find_owners(layouts)
+    ends: dict[Source, int] = {}
+    for item, owner in owners.items():
+        ends[owner] = max(ends.get(owner, 0), last[item.new])
+    owned = {item.node: item for item in layouts if owners[item] == item.node}
+    intervals = [Interval(layouts[item].numel, index[item.new], ends[node]) for node, item in owned.items()]
+    starts, size = plan_memory(intervals)
+    places = dict(zip(owned, starts, strict=True))
     cells = max((item.kernel.scratch_cells for item in lowered.values()), default=0)
     pool = Pool(rounded(size) + cells)
     whole = pool.take(size)
     arena: dict[Source | str, torch.Tensor] = {"": whole}
-    for (item, y), place in zip(layouts.items(), places, strict=True):
+    for item, y in layouts.items():
+        place = places[owners[item]]
         arena[item.node] = whole[place : place + y.numel]
     return arena, pool.take(cells)
+
+
+def _find_owners(items: Iterable[_Item]) -> dict[_Item, Source]:
+    """Return whose buffer each item writes to, in graph order: its own, or that of the residual it overwrites."""
+    nodes: dict[Source, Source] = {}
+    owners: dict[_Item, Source] = {}
+    for item in items:
+        residual = item.placement.residual_source if isinstance(item, _Lowered) and item.kernel.work.in_place else None
+        owners[item] = nodes[item.node] = item.node if residual is None else nodes.get(residual, residual)
+    return owners
 
 
 def _bind_kernels(
@@ -329,7 +346,7 @@ def _bind_kernels(
         bound = BoundKernel(library[item.function], item.kernel, x, arena[node], residual, scratch, pool)
         output = buffer_view(arena[node], work.y, layer.dims, layer.output_shape)
         x_port = Port(work.x, layer.kind, layer.dims) if x is None else None
-        needs_port = work.residual is not None and residual is None
+        needs_port = work.takes_residual and residual is None
         residual_port = Port(work.residual, layer.kind, layer.dims) if needs_port and work.residual else None
         module = KernelModule(module_path(node), bound, output, x_port, residual_port)
         result.set_submodule(str(item.new.target), module)

@@ -155,6 +155,7 @@ class Case:
     negative: bool = False
     scale: float = 1.0
     group_order: bool = False
+    in_place: bool = False
 
     def workload(self) -> Workload:
         """Place the tensors as the family of the schedule wants them."""
@@ -168,7 +169,7 @@ class Case:
             x = Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in)
             y = Layout("nchw", shape.batch, shape.channels_out, shape.spatial_out)
         added = replace(y, channels=shape.channels_out, halo=self.residual_halo) if self.residual else None
-        return Workload(shape, x, y, added, self.activation, self.activation_args, self.threads)
+        return Workload(shape, x, y, added, self.activation, self.activation_args, self.threads, self.in_place)
 
 
 def view(buffer: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -254,7 +255,10 @@ def make(case: Case, tensors: Tensors, input_map: IndexArray | None = None) -> L
 
 @dataclass(frozen=True, eq=False)
 class Buffers:
-    """What changes from call to call, flat: the input and the residual placed, output and scratch poisoned."""
+    """What changes from call to call, flat: the input and the residual placed, output and scratch poisoned.
+
+    A kernel that works in place finds its residual in the output.
+    """
 
     x: torch.Tensor
     y: torch.Tensor
@@ -269,6 +273,9 @@ class Buffers:
         added = work.residual is not None and tensors.residual is not None
         residual = place(tensors.residual, work.residual) if added else None  # type: ignore[arg-type]
         scratch = poisoned(kernel.scratch_cells) if kernel.scratch_cells else None
+        if work.in_place:
+            assert residual is not None
+            return cls(x, residual, None, scratch)
         return cls(x, poisoned(work.y.numel), residual, scratch)
 
 

@@ -108,6 +108,17 @@ def tiles_of(work: Workload, schedule: PixelsSchedule) -> int:
     return -(-planes_of(work.shape).run // schedule.cells)
 
 
+def computes_once(work: Workload, schedule: PixelsSchedule) -> bool:
+    """Whether no tile overlaps another: the last one of a run that is all output is moved back to the run's end."""
+    return not _is_whole(work, schedule) or planes_of(work.shape).run % schedule.cells == 0
+
+
+def _is_whole(work: Workload, schedule: PixelsSchedule) -> bool:
+    """Whether all cells of a run are output, and a tile is no longer than a run."""
+    planes = planes_of(work.shape)
+    return planes.pitch == planes.out_width and schedule.cells <= planes.run
+
+
 def build_pixels_kernel(name: str, work: Workload, problem: PixelsProblem, schedule: PixelsSchedule) -> str:
     """Return the TVMScript of one layer.
 
@@ -134,6 +145,7 @@ class _PixelsWriter:
         self.image_cells = _image_cells(work, schedule)
         self.tiles = tiles_of(work, schedule)
         self.source = "X" if self.planes.in_place else "S"
+        self.residual = "RES" if work.takes_residual else "Y"
         self.script = Script()
 
     def write(self) -> str:
@@ -153,7 +165,7 @@ class _PixelsWriter:
             "S": (scratch_cells(work, self.schedule), "float32"),
             "Y": (work.y.numel, "float32"),
         }
-        if work.residual:
+        if work.residual and work.takes_residual:
             buffers["RES"] = (work.residual.numel, "float32")
         with self.script.function(self.name, buffers, buffers.keys() - ACTIVATIONS):
             if work.shape.batch >= threads:
@@ -203,7 +215,7 @@ class _PixelsWriter:
         """Compute one tile of one block."""
         script, planes, schedule = self.script, self.planes, self.schedule
         vectors, lanes, rows = schedule.vectors, schedule.lanes, schedule.rows
-        whole = planes.pitch == planes.out_width and schedule.cells <= planes.run
+        whole = _is_whole(self.work, schedule)
         script.allocate("pos", 2, "int32")
         first, start = f"tile * {schedule.cells}", f"{image} * {self.work.x.strides[0]}" if planes.in_place else base
         script.add(
@@ -240,7 +252,7 @@ class _PixelsWriter:
             cell = f"{part.buffer}[{part.vector} + v]"
             with script.loops(part.outer, "if r < COUNT[b]", *heads):
                 if self.work.residual:
-                    script.add(f"{cell} = {cell} + RES[{target}]")
+                    script.add(f"{cell} = {cell} + {self.residual}[{target}]")
                 script.add(*activation_statements(cell, self.work.activation, self.work.activation_args, "v"))
                 script.add(f"Y[{target}] = {cell}")
 
@@ -282,7 +294,7 @@ class _PixelsWriter:
         if work.residual:
             name = f'"float32x{lanes}", "llvm.masked.load.v{lanes}f32.p0"'
             for mask, target in pieces:
-                arguments = f"T.address_of(RES[{target}]), {mask}, T.Broadcast(T.float32(0.0), {lanes})"
+                arguments = f"T.address_of({self.residual}[{target}]), {mask}, T.Broadcast(T.float32(0.0), {lanes})"
                 script.add(f"{whole} = {whole} + T.call_llvm_pure_intrin({name}, {arguments})")
         statements = activation_statements("out[v]", work.activation, work.activation_args, "v")
         if statements:

@@ -160,6 +160,7 @@ class _RowsWriter:
         self.grid = _grid(work)
         self.tiles = tiles_of(work, schedule.tile)
         self.pixels = schedule.tile[0] * schedule.tile[1]
+        self.residual = "RES" if work.takes_residual else "Y"
         self.script = Script()
 
     def write(self) -> str:
@@ -180,7 +181,7 @@ class _RowsWriter:
             "AHEAD": (ahead_cells(threads), "int32"),
             "Y": (work.y.numel, "float32"),
         }
-        if work.residual:
+        if work.residual and work.takes_residual:
             buffers["RES"] = (work.residual.numel, "float32")
         with (
             self.script.function(self.name, buffers, buffers.keys() - ACTIVATIONS),
@@ -239,7 +240,7 @@ class _RowsWriter:
         script, schedule, grid = self.script, self.schedule, self.grid
         width, lines = schedule.tile[1], -(-schedule.height // LINE_CELLS)
         targets = [("Y", "pos[1]", grid.y_steps, 1)]
-        if grid.residual_steps is not None:
+        if grid.residual_steps is not None and self.work.takes_residual:
             targets.append(("RES", "pos[2]", grid.residual_steps, 0))
         over_lines = (f"for p in T.unroll({self.pixels})", f"for k in T.unroll({lines})")
         with script.loops("if CHANNEL[b] >= 0", *over_lines):
@@ -299,7 +300,7 @@ class _RowsWriter:
         for cell in tile.cells():
             at = f"CHANNEL[b] + k * {lanes} + v"
             if grid.residual_steps is not None:
-                residual = f"RES[pos[2] + {self._pixel(grid.residual_steps)} + {at}]"
+                residual = f"{self.residual}[pos[2] + {self._pixel(grid.residual_steps)} + {at}]"
                 self.script.add(f"{cell} = {cell} + {residual}")
             self.script.add(*self._activation(cell))
             self.script.add(f"Y[pos[1] + {self._pixel(grid.y_steps)} + {at}] = {cell}")
@@ -320,7 +321,7 @@ class _RowsWriter:
             return
         with script.loops(f"for p in T.serial({self.pixels})", f"for r in T.serial({height})"):
             script.add(f"out[p * {height} + r] = T.float32(0.0)")
-        residual = f"RES[pos[2] + {self._pixel(grid.residual_steps)} + ROWS[b * {height} + r]]"
+        residual = f"{self.residual}[pos[2] + {self._pixel(grid.residual_steps)} + ROWS[b * {height} + r]]"
         self._move_lanes(f"out[p * {height} + r]", residual)
         for cell in tile.cells():
             script.add(f"{cell} = {cell} + out[(p * {self.schedule.vectors} + k) * {lanes} + v]")
