@@ -8,55 +8,49 @@ from dataclasses import replace
 from torch import fx
 
 from fxprune.annotation import RowGroupPattern
-from fxprune.codegen.cpu.rows import RowsSchedule
-from fxprune.codegen.format import packed_lanes
-from fxprune.codegen.schedules import Schedule, computes_once, refit, stored_pattern
+from fxprune.codegen.schedules import may_overwrite, refit
 from fxprune.codegen.target import CpuTarget
-from fxprune.codegen.workload import ConvShape
+from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
 from fxprune.lowering.plan import Placement, last_uses
 
 
+def find_last_readers(graph: fx.Graph, layers: Mapping[fx.Node, Layer]) -> set[fx.Node]:
+    """Return the layers after which nothing reads their residual, which is no input of theirs.
+
+    Args:
+        graph: The graph.
+        layers: Its layers.
+    """
+    index, last = {node: position for position, node in enumerate(graph.nodes)}, last_uses(graph)
+    return {
+        node
+        for node, layer in layers.items()
+        if layer.residual is not None and layer.residual is not layer.input and last[layer.residual] == index[node]
+    }
+
+
 def overwrite_residuals(
-    graph: fx.Graph,
     placements: Mapping[fx.Node, Placement],
+    last_readers: set[fx.Node],
     choices: Mapping[fx.Node, Choice],
     patterns: Mapping[fx.Node, RowGroupPattern],
     target: CpuTarget,
 ) -> dict[fx.Node, Placement]:
-    """Return the placements, with `work.in_place` for every layer that is the last to read a residual of its layout.
+    """Return the placements, with `work.in_place` for every layer that may overwrite its residual.
 
     Args:
-        graph: The graph.
-        placements: Its lowered layers.
+        placements: All lowered layers.
+        last_readers: Those that are the last to read their residual.
         choices: What runs them.
         patterns: Their row groups.
         target: The CPU.
     """
-    index, last = {node: position for position, node in enumerate(graph.nodes)}, last_uses(graph)
-
-    def may_overwrite(node: fx.Node, placement: Placement) -> bool:
-        residual, work, schedule = placement.residual_source, placement.work, choices[node].schedule
+    found = dict(placements)
+    for node, placement in placements.items():
+        work, schedule = placement.work, choices[node].schedule
         assert schedule is not None
-        return (
-            isinstance(residual, fx.Node)
-            and residual is not placement.source
-            and last[residual] == index[node]
-            and work.residual == work.y
-            and computes_once(refit(schedule, work, target), work)
-            and not _is_ragged(patterns[node], schedule, work.shape)
-        )
-
-    return {
-        node: replace(placement, work=replace(placement.work, in_place=True))
-        if may_overwrite(node, placement)
-        else placement
-        for node, placement in placements.items()
-    }
-
-
-def _is_ragged(pattern: RowGroupPattern, schedule: Schedule, shape: ConvShape) -> bool:
-    """Whether blocks end with zero rows; stored in place they would be stored lane by lane, which costs more."""
-    if not isinstance(schedule, RowsSchedule):
-        return False
-    return packed_lanes(stored_pattern(pattern, schedule, shape.groups), schedule.height) != shape.channels_out
+        planned = node in last_readers and isinstance(placement.residual_source, fx.Node)
+        if planned and may_overwrite(refit(schedule, work, target), work, patterns[node]):
+            found[node] = replace(placement, work=replace(work, in_place=True))
+    return found

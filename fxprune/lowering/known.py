@@ -41,6 +41,7 @@ def workload_text(trial: Trial) -> str:
             "kind": layer.kind,
             "activation": [layer.activation, *layer.activation_args],
             "residual": layer.residual is not None,
+            "last_reader": trial.last_reader,
             "stored": f"{round(pattern.density * 32)}/32"
             if pattern.density > 0.3
             else f"{round(pattern.density * 128)}/128",

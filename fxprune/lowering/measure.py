@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from fxprune.codegen.build import Library
-from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.memory import Pool, rounded
-from fxprune.codegen.schedules import Candidate
+from fxprune.codegen.schedules import Candidate, may_overwrite
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Halo, Layout, Workload, spread_channels
-from fxprune.lowering.choice import Case
+from fxprune.lowering.choice import Case, family_of
 from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
 
@@ -59,12 +58,14 @@ class Trial:
         private: Whether its output channels may lie in the order of the blocks.
         x_halo: Halo of its input.
         y_halo: Halo of its output.
+        last_reader: Whether nothing reads its residual afterwards.
     """
 
     case: Case
     private: bool
     x_halo: Halo
     y_halo: Halo
+    last_reader: bool
 
 
 def trial_workload(trial: Trial, family: str, threads: int, height: int) -> Workload:
@@ -86,8 +87,20 @@ def trial_workload(trial: Trial, family: str, threads: int, height: int) -> Work
         channels = spread_channels(packed_lanes(trial.case.pattern, height)) if trial.private else out
         x = Layout("nhwc", shape.batch, spread_channels(shape.channels_in), shape.spatial_in, trial.x_halo)
         y = Layout("nhwc", shape.batch, channels, shape.spatial_out, trial.y_halo)
-    residual = Layout(y.order, shape.batch, out, shape.spatial_out) if layer.residual else None
-    return Workload(shape, x, y, residual, layer.activation, layer.activation_args, threads)
+    return Workload(shape, x, y, y if layer.residual else None, layer.activation, layer.activation_args, threads)
+
+
+def candidate_workload(trial: Trial, candidate: Candidate, threads: int) -> Workload:
+    """Return the workload of a candidate, in place if the layer may overwrite its residual.
+
+    Args:
+        trial: The layer.
+        candidate: What runs it.
+        threads: Threads of the kernel.
+    """
+    schedule = candidate.schedule
+    work = trial_workload(trial, family_of(schedule), threads, schedule.height)
+    return replace(work, in_place=trial.last_reader and may_overwrite(schedule, work, trial.case.pattern))
 
 
 class Rig:
@@ -111,7 +124,7 @@ class Rig:
     def bind(self, library: Library, name: str, kernel: LayerKernel) -> Callable[[], object]:
         """Return a call of a kernel; the library lives as long as the call."""
         work = kernel.work
-        residual = self._residual[: work.residual.numel] if work.residual else None
+        residual = self._residual[: work.residual.numel] if work.residual and work.takes_residual else None
         scratch = Pool(kernel.scratch_cells).take(kernel.scratch_cells) if kernel.scratch_cells else None
         x, y = self._x[: work.x.numel], self._y[: work.y.numel]
         bound = BoundKernel(library[name], kernel, x, y, residual, scratch)
@@ -182,7 +195,6 @@ def build_trials(
 
 def _make_trial(trial: Trial, candidate: Candidate, threads: int) -> LayerKernel:
     schedule, case = candidate.schedule, trial.case
-    family = "pixels" if isinstance(schedule, PixelsSchedule) else "rows"
-    work = trial_workload(trial, family, threads, schedule.height)
-    grouped = trial.private and family == "rows"
+    work = candidate_workload(trial, candidate, threads)
+    grouped = trial.private and family_of(schedule) == "rows"
     return make_kernel(work, schedule, case.weight, case.pattern, case.bias, group_order=grouped)

@@ -25,7 +25,7 @@ from fxprune.lowering.chain import chain_kernels
 from fxprune.lowering.choice import Case, Choice, constant
 from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
-from fxprune.lowering.in_place import overwrite_residuals
+from fxprune.lowering.in_place import find_last_readers, overwrite_residuals
 from fxprune.lowering.modules import KernelModule, Port, StageModule, UnaryModule
 from fxprune.lowering.parts import join_outputs, split_inputs
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
@@ -137,7 +137,7 @@ def lower(
     shapes = {node: case.shape for node, case in cases.items()}
     patterns = {node: case.pattern for node, case in cases.items()}
     placements, outputs = plan_layouts(layers, shapes, choices, patterns, found, target.threads)
-    placements = overwrite_residuals(gm.graph, placements, choices, patterns, target)
+    placements = overwrite_residuals(placements, find_last_readers(gm.graph, layers), choices, patterns, target)
     scripts: dict[str, str] = {}
     lowered = _make_kernels(cases, choices, placements, scripts, target)
     pools = _make_pools(found, outputs, scripts, target)

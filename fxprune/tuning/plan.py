@@ -14,7 +14,7 @@ from fxprune.covering import cover_at
 from fxprune.lowering.choice import family_of
 from fxprune.lowering.geometry import is_depthwise
 from fxprune.lowering.known import candidate_text
-from fxprune.lowering.measure import Trial, trial_workload
+from fxprune.lowering.measure import Trial, candidate_workload, trial_workload
 from fxprune.lowering.select import usual_candidates
 from fxprune.tuning.trial import Batch, Job
 
@@ -76,7 +76,7 @@ def _search_space(trial: Trial, target: CpuTarget) -> Iterator[tuple[Candidate, 
 def make_job(candidate: Candidate, trial: Trial, target: CpuTarget) -> Job:
     """Return a candidate as data that can be sent."""
     family = family_of(candidate.schedule)
-    work = trial_workload(trial, family, target.threads, candidate.schedule.height)
+    work = candidate_workload(trial, candidate, target.threads)
     grouped = trial.private and family == "rows"
     return Job(candidate_text(candidate), candidate.predicted_us, work, candidate.schedule, trial.case.pattern, grouped)
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 
 from torch import fx
 
@@ -144,7 +145,7 @@ class Search:
 
     def _at(self, workload: str, candidate: Candidate) -> Trial:
         trial = self._trials[workload]
-        return Trial(cover_at(trial.case, candidate.group_height), trial.private, trial.x_halo, trial.y_halo)
+        return replace(trial, case=cover_at(trial.case, candidate.group_height))
 
     def _dense_us(self, workload: str) -> float:
         return (self._known.of(workload)[DENSE].seconds or 0.0) * 1e6

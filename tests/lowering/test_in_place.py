@@ -76,7 +76,7 @@ def test_a_block_needs_one_buffer_less(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _Blocks(late=False).eval()
     masks, x = draw_masks(model, row_groups(8)), torch.randn(1, 3, 8, 8)
     sizes = []
-    for function in (in_place.overwrite_residuals, lambda _graph, placements, *_rest: dict(placements)):
+    for function in (in_place.overwrite_residuals, lambda placements, *_rest: dict(placements)):
         monkeypatch.setattr(program, "overwrite_residuals", function)
         made = _lowered(monkeypatch)
         check(model, masks, x)
