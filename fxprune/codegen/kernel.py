@@ -30,6 +30,8 @@ from fxprune.errors import CodegenError
 
 _LARGEST_INDEX = 2**31 - 1
 
+_NO_VECTORS = (False, False, False)
+
 
 @dataclass(frozen=True, eq=False)
 class LayerKernel:
@@ -53,7 +55,7 @@ class LayerKernel:
     scratch_cells: int
     channel_map: IndexArray | None
     cut: IndexArray | None
-    _vector_rows: tuple[bool, bool]
+    _vector_rows: tuple[bool, bool, bool]
 
     @property
     def pool_cells(self) -> int:
@@ -161,7 +163,7 @@ def make_kernel(
     shift = np.zeros(pattern.shape[0], np.float32) if bias is None else bias
     if isinstance(schedule, DepthwiseSchedule):
         taps = pack_depthwise(work, schedule, weight, shift)
-        return LayerKernel(work, schedule, None, taps, 0, None, None, (False, False))
+        return LayerKernel(work, schedule, None, taps, 0, None, None, _NO_VECTORS)
     if isinstance(schedule, WinogradSchedule):
         return _make_winograd(work, schedule, weight, shift, input_map)
     packed = pack(weight, stored_pattern(pattern, schedule, work.shape.groups), schedule.height)
@@ -178,14 +180,15 @@ def make_kernel(
         units = pixels.tiles_of(work, schedule)
         cut = _cuts(packed, units, work.threads, schedule.split)
         lists = (*head, packed.rows, packed.count, lane_bias, cut, ahead)
-        return LayerKernel(work, schedule, packed, lists, cells, None, cut, (False, False))
+        return LayerKernel(work, schedule, packed, lists, cells, None, cut, _NO_VECTORS)
     tiles = rows.tiles_of(work, schedule.tile)
     cut = _cuts(packed, tiles, work.threads, "blocks")
     if group_order:
         first, positions = np.arange(packed.blocks, dtype=np.int32) * schedule.height, group_channel_map(packed)
     else:
         first, positions = first_channels(packed, work, schedule, tiles, cut), None
-    kinds = (bool((first >= 0).any()), bool((first < 0).any()))
+    ragged = work.in_place and bool((packed.count[first >= 0] < schedule.height).any())
+    kinds = (bool((first >= 0).any()), bool((first < 0).any()), ragged)
     arrays = (*head, packed.rows, packed.count, first, lane_bias, cut, ahead)
     return LayerKernel(work, schedule, packed, arrays, 0, positions, cut, kinds)
 
@@ -201,7 +204,7 @@ def _make_winograd(
     arrays = (*pack_winograd(work, schedule, weight, bias), positions)
     cells = scratch_cells(work, schedule, positions)
     _check_sizes(work, int(arrays[0].size), cells)
-    return LayerKernel(work, schedule, None, arrays, cells, None, None, (False, False))
+    return LayerKernel(work, schedule, None, arrays, cells, None, None, _NO_VECTORS)
 
 
 def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map: IndexArray | None) -> IndexArray:

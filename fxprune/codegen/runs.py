@@ -2,7 +2,7 @@
 
 A block of 30 neighbouring rows and two zero rows may write the two lanes too many over the channels after it, if those
 are padding, or if the same thread computes their own blocks afterwards: what it leaves there does not stay. A kernel
-that works in place would leave it in the residual of those blocks, so it writes over padding only.
+that works in place would leave it in the residual of those blocks: it stores the real rows of its vectors only.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ def first_channels(
             continue
         later = owner[start + count : start + height]
         later = later[later < packed.blocks]
-        if not later.size or (
-            not work.in_place and later.min() > block and _is_one_thread(block, int(later.max()), schedule, tiles, cut)
-        ):
+        spills = later.size and not work.in_place
+        if not spills or (later.min() > block and _is_one_thread(block, int(later.max()), schedule, tiles, cut)):
             first[block] = start
     return first
 

@@ -16,7 +16,7 @@ from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, is_depthwise
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, phase_products
-from fxprune.codegen.format import full_pattern, in_order, is_scattered, packed_lanes, padded_stored
+from fxprune.codegen.format import full_pattern, in_order, is_scattered, padded_stored
 from fxprune.codegen.target import EFFICIENCY, CpuTarget
 from fxprune.codegen.workload import ConvShape, Workload
 
@@ -156,22 +156,17 @@ def refit(schedule: Schedule, work: Workload, target: CpuTarget) -> Schedule:
     return replace(schedule, tile=_row_tiles(work, schedule.vectors, target)[0])
 
 
-def may_overwrite(schedule: Schedule, work: Workload, pattern: RowGroupPattern) -> bool:
+def may_overwrite(schedule: Schedule, work: Workload) -> bool:
     """Whether a kernel may find its residual in its output: it lies alike, and no output is computed twice.
-
-    Ragged blocks of row-lane kernels are left out: in place they would be stored lane by lane (`codegen.runs`), which
-    costs more than a buffer.
 
     Args:
         schedule: Its options.
         work: The layer as it will run.
-        pattern: Its row groups.
     """
     if work.residual != work.y:
         return False
     if isinstance(schedule, RowsSchedule):
-        lanes = packed_lanes(stored_pattern(pattern, schedule, work.shape.groups), schedule.height)
-        return lanes == work.shape.channels_out and rows.computed_pixels(work, schedule.tile) == work.shape.pixels
+        return rows.computed_pixels(work, schedule.tile) == work.shape.pixels
     return isinstance(schedule, PixelsSchedule) and pixels.computes_once(work, schedule)
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from torch import fx
 
-from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.schedules import may_overwrite, refit
 from fxprune.codegen.target import CpuTarget
 from fxprune.layer import Layer
@@ -34,7 +33,6 @@ def overwrite_residuals(
     placements: Mapping[fx.Node, Placement],
     last_readers: set[fx.Node],
     choices: Mapping[fx.Node, Choice],
-    patterns: Mapping[fx.Node, RowGroupPattern],
     target: CpuTarget,
 ) -> dict[fx.Node, Placement]:
     """Return the placements, with `work.in_place` for every layer that may overwrite its residual.
@@ -43,7 +41,6 @@ def overwrite_residuals(
         placements: All lowered layers.
         last_readers: Those that are the last to read their residual.
         choices: What runs them.
-        patterns: Their row groups.
         target: The CPU.
     """
     found = dict(placements)
@@ -51,6 +48,6 @@ def overwrite_residuals(
         work, schedule = placement.work, choices[node].schedule
         assert schedule is not None
         planned = node in last_readers and isinstance(placement.residual_source, fx.Node)
-        if planned and may_overwrite(refit(schedule, work, target), work, patterns[node]):
+        if planned and may_overwrite(refit(schedule, work, target), work):
             found[node] = replace(placement, work=replace(work, in_place=True))
     return found

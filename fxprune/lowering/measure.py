@@ -100,7 +100,7 @@ def candidate_workload(trial: Trial, candidate: Candidate, threads: int) -> Work
     """
     schedule = candidate.schedule
     work = trial_workload(trial, family_of(schedule), threads, schedule.height)
-    return replace(work, in_place=trial.last_reader and may_overwrite(schedule, work, trial.case.pattern))
+    return replace(work, in_place=trial.last_reader and may_overwrite(schedule, work))
 
 
 class Rig:

@@ -137,7 +137,7 @@ def lower(
     shapes = {node: case.shape for node, case in cases.items()}
     patterns = {node: case.pattern for node, case in cases.items()}
     placements, outputs = plan_layouts(layers, shapes, choices, patterns, found, target.threads)
-    placements = overwrite_residuals(placements, find_last_readers(gm.graph, layers), choices, patterns, target)
+    placements = overwrite_residuals(placements, find_last_readers(gm.graph, layers), choices, target)
     scripts: dict[str, str] = {}
     lowered = _make_kernels(cases, choices, placements, scripts, target)
     pools = _make_pools(found, outputs, scripts, target)

@@ -7,7 +7,6 @@ import pytest
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
-from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.schedules import Schedule, may_overwrite
 from tests.codegen.suite import Case, Suite, conv, draw_pattern
 
@@ -24,6 +23,8 @@ CASES = {
     "vectors": _case(FLAT, RowsSchedule(8, 2, (1, 5), "pixels"), 16),
     "vectors_blocks": _case(LINES, RowsSchedule(8, 2, (2, 5), "blocks"), 16),
     "asking_for_the_next": _case(FLAT, RowsSchedule(8, 2, (1, 4), "pixels", prefetch=True), 16),
+    "ragged": _case(conv(20, 45, (7, 9), 1), RowsSchedule(8, 2, (1, 7), "pixels"), 13),
+    "ragged_blocks": _case(conv(20, 45, (7, 9), 1), RowsSchedule(8, 2, (1, 7), "blocks"), 13),
     "lanes": _case(ODD, RowsSchedule(8, 1, (1, 7), "pixels"), 3),
     "halo": _case(LINES, RowsSchedule(8, 1, (1, 5), "pixels"), 8, y_halo=HALO, residual_halo=HALO),
     "runs": _case(conv(24, 48, (4, 8), 1), PixelsSchedule(8, 4, 2, "pixels"), 4),
@@ -40,9 +41,7 @@ def suite() -> Suite:
 @pytest.mark.parametrize("name", CASES)
 def test_the_residual_is_overwritten_with_the_result(suite: Suite, name: str) -> None:
     case = CASES[name]
-    work, lanes = case.workload(), packed_lanes(case.pattern, case.schedule.height)
-    is_ragged = isinstance(case.schedule, RowsSchedule) and lanes != case.shape.channels_out
-    assert may_overwrite(case.schedule, work, case.pattern) != is_ragged
+    assert may_overwrite(case.schedule, case.workload())
     suite.check(name)
 
 
@@ -57,7 +56,7 @@ def test_the_residual_is_overwritten_with_the_result(suite: Suite, name: str) ->
 )
 def test_overlapping_tiles_may_not_overwrite(shape: object, schedule: Schedule) -> None:
     case = _case(shape, schedule, 16)
-    assert not may_overwrite(schedule, case.workload(), case.pattern)
+    assert not may_overwrite(schedule, case.workload())
 
 
 def test_an_overlapping_tile_would_add_the_residual_twice() -> None:

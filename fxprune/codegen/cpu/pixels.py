@@ -23,6 +23,7 @@ from typing import Literal
 from fxprune.codegen.cpu.accumulators import Accumulators
 from fxprune.codegen.cpu.ahead import ahead_cells, ask_column, begin_asking, end_columns
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
+from fxprune.codegen.cpu.masked import masked_load, masked_store
 from fxprune.codegen.cpu.planes import count_cells, planes_of, write_planes
 from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import Workload
@@ -292,14 +293,11 @@ class _PixelsWriter:
         """Store the vector in `out`, each piece, (mask, element offset of lane 0), where it belongs."""
         script, lanes, work = self.script, self.schedule.lanes, self.work
         if work.residual:
-            name = f'"float32x{lanes}", "llvm.masked.load.v{lanes}f32.p0"'
             for mask, target in pieces:
-                arguments = f"T.address_of({self.residual}[{target}]), {mask}, T.Broadcast(T.float32(0.0), {lanes})"
-                script.add(f"{whole} = {whole} + T.call_llvm_pure_intrin({name}, {arguments})")
+                script.add(f"{whole} = {whole} + {masked_load(lanes, f'{self.residual}[{target}]', mask)}")
         statements = activation_statements("out[v]", work.activation, work.activation_args, "v")
         if statements:
             with script.block(f"for v in T.vectorized({lanes})"):
                 script.add(*statements)
-        name = f'"void", "llvm.masked.store.v{lanes}f32.p0"'
         for mask, target in pieces:
-            script.add(f"T.evaluate(T.call_llvm_intrin({name}, {whole}, T.address_of(Y[{target}]), {mask}))")
+            script.add(masked_store(lanes, whole, f"Y[{target}]", mask))

@@ -21,6 +21,7 @@ from fxprune.codegen.cpu.accumulators import Accumulators
 from fxprune.codegen.cpu.ahead import ahead_cells, ask_column, begin_asking, end_columns, prefetch
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.halo import zero_halo
+from fxprune.codegen.cpu.masked import masked_store
 from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import LINE_CELLS, NO_HALO, Layout, Triple, Workload
 from fxprune.errors import CodegenError
@@ -73,11 +74,13 @@ class RowsProblem:
         blocks: Blocks of rows.
         has_vector_rows: Some block stores vectors.
         has_scattered_rows: Some block stores lane by lane.
+        keeps_others: Vectors are stored without the zero rows of a ragged block, whose lanes belong to other blocks.
     """
 
     blocks: int
     has_vector_rows: bool
     has_scattered_rows: bool
+    keeps_others: bool
 
 
 @dataclass(frozen=True)
@@ -297,13 +300,26 @@ class _RowsWriter:
     def _store_vectors(self, tile: Accumulators) -> None:
         lanes, grid = self.schedule.lanes, self.grid
         self._temporaries()
+        at = f"CHANNEL[b] + k * {lanes}"
+        target = f"pos[1] + {self._pixel(grid.y_steps)} + {at}"
         for cell in tile.cells():
-            at = f"CHANNEL[b] + k * {lanes} + v"
             if grid.residual_steps is not None:
-                residual = f"{self.residual}[pos[2] + {self._pixel(grid.residual_steps)} + {at}]"
+                residual = f"{self.residual}[pos[2] + {self._pixel(grid.residual_steps)} + {at} + v]"
                 self.script.add(f"{cell} = {cell} + {residual}")
             self.script.add(*self._activation(cell))
-            self.script.add(f"Y[pos[1] + {self._pixel(grid.y_steps)} + {at}] = {cell}")
+            if not self.problem.keeps_others:
+                self.script.add(f"Y[{target} + v] = {cell}")
+        if self.problem.keeps_others:
+            self._store_real_lanes(tile, target)
+
+    def _store_real_lanes(self, tile: Accumulators, target: str) -> None:
+        """Store vectors without the lanes of zero rows."""
+        lanes = self.schedule.lanes
+        mask = f"T.Ramp(k * {lanes}, 1, {lanes}) < T.Broadcast(COUNT[b], {lanes})"
+        for part in tile.parts:
+            with self.script.loops(part.outer, f"for k in T.unroll({self.schedule.vectors})"):
+                vector = f"{part.buffer}[T.Ramp({part.vector}, 1, {lanes})]"
+                self.script.add(masked_store(lanes, vector, f"Y[{target}]", mask))
 
     def _store_lanes(self, tile: Accumulators) -> None:
         """Store lane by lane: values go to memory first, a block's real rows from there to their channels."""
