@@ -39,7 +39,7 @@ def first_channels(
             continue
         later = owner[start + count : start + height]
         later = later[later < packed.blocks]
-        spills = later.size and not work.in_place
+        spills = bool(later.size) and not work.in_place
         if not spills or (later.min() > block and _is_one_thread(block, int(later.max()), schedule, tiles, cut)):
             first[block] = start
     return first
