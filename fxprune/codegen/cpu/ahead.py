@@ -24,8 +24,8 @@ FIELDS = 5
 RATE, FIRST_CELLS, FIRST, SECOND, END = range(FIELDS)
 _ASKED = FIELDS
 
-_L2 = 2
-"""Locality of LLVM's prefetch that leaves the L1 cache to the layer that is running."""
+L1, _L2 = 3, 2
+"""Localities of LLVM's prefetch: into all caches, and one that leaves the L1 cache to the layer that is running."""
 
 
 def ahead_cells(threads: int) -> int:

@@ -21,13 +21,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fxprune.codegen.cpu.accumulators import Accumulators
-from fxprune.codegen.cpu.ahead import ahead_cells, ask_column, begin_asking, end_columns
+from fxprune.codegen.cpu.ahead import L1, ahead_cells, ask_column, begin_asking, end_columns, prefetch
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.masked import masked_load, masked_store
 from fxprune.codegen.cpu.planes import count_cells, planes_of, write_planes
 from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import Workload
 from fxprune.errors import CodegenError
+
+
+_COLUMNS_AHEAD = 12
+"""Columns between asking for cells and multiplying them; twice as many were no better."""
+
+_LEAST_ROWS = 8
+"""Rows of a block that leave time for it: with fewer the loads themselves are what takes longest."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +235,7 @@ class _PixelsWriter:
             script.add(f"{cell} = BIAS[b * {rows} + r]")
         with script.block("for j in T.serial(LEN[b])"):
             ask_column(script)
+            self._ask_for_cells()
             for cell in tile.cells():
                 x = f"{self.source}[OFF[BEGIN[b] + j] + pos[1] + k * {lanes} + v]"
                 script.add(f"{cell} = {cell} + {x} * W[BASE[b] + j * {rows} + r]")
@@ -238,6 +246,18 @@ class _PixelsWriter:
             self._store_whole(tile, image)
         else:
             self._store_lines(tile, image)
+
+    def _ask_for_cells(self) -> None:
+        """Ask for the cells of a later column of the block.
+
+        Columns lie far apart, and multiply-adds that wait for one keep the processor from looking further than a few.
+        """
+        if self.schedule.rows < _LEAST_ROWS:
+            return
+        lanes, vectors = self.schedule.lanes, self.schedule.vectors
+        column = f"OFF[BEGIN[b] + T.min(j + {_COLUMNS_AHEAD}, LEN[b] - 1)]"
+        with self.script.block(f"for k in T.unroll({vectors})"):
+            self.script.add(prefetch(f"{self.source}[{column} + pos[1] + k * {lanes}]", 0, L1))
 
     def _row(self, image: str) -> str:
         """Return the element offset of row `r` of the block in Y."""

@@ -18,16 +18,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fxprune.codegen.cpu.accumulators import Accumulators
-from fxprune.codegen.cpu.ahead import ahead_cells, ask_column, begin_asking, end_columns, prefetch
+from fxprune.codegen.cpu.ahead import L1, ahead_cells, ask_column, begin_asking, end_columns, prefetch
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.halo import zero_halo
 from fxprune.codegen.cpu.masked import masked_store
 from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import LINE_CELLS, NO_HALO, Layout, Triple, Workload
 from fxprune.errors import CodegenError
-
-_L1 = 3
-"""Locality of LLVM's prefetch into all caches."""
 
 
 @dataclass(frozen=True)
@@ -249,13 +246,13 @@ class _RowsWriter:
         with script.loops("if CHANNEL[b] >= 0", *over_lines):
             for buffer, start, steps, write in targets:
                 at = f"{start} + {width * steps[3]} + {self._pixel(steps)} + CHANNEL[b] + k * {LINE_CELLS}"
-                script.add(prefetch(f"{buffer}[{at}]", write, _L1))
+                script.add(prefetch(f"{buffer}[{at}]", write, L1))
         if grid.lines > 1:
             return
         cells = width * grid.x_steps[3]
         share = -(-cells // (LINE_CELLS * self.problem.blocks))
         with script.block(f"for k in T.serial({share})"):
-            script.add(prefetch(f"X[pos[0] + {cells} + (b * {share} + k) * {LINE_CELLS}]", 0, _L1))
+            script.add(prefetch(f"X[pos[0] + {cells} + (b * {share} + k) * {LINE_CELLS}]", 0, L1))
 
     def _pixel(self, steps: tuple[int, int, int, int]) -> str:
         """Return the element offset of pixel p inside its tile."""
