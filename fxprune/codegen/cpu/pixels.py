@@ -29,7 +29,6 @@ from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import Workload
 from fxprune.errors import CodegenError
 
-
 _COLUMNS_AHEAD = 12
 """Columns between asking for cells and multiplying them; twice as many were no better."""
 
