@@ -55,7 +55,7 @@ class LayerKernel:
     scratch_cells: int
     channel_map: IndexArray | None
     cut: IndexArray | None
-    _vector_rows: tuple[bool, bool, bool]
+    _row_kinds: tuple[bool, bool, bool]
 
     @property
     def pool_cells(self) -> int:
@@ -118,7 +118,7 @@ class LayerKernel:
             return build_winograd_kernel(name, self.work, self.schedule, int(self.arrays[2].max()) + 1)
         assert self.packed is not None
         if isinstance(self.schedule, RowsSchedule):
-            problem = rows.RowsProblem(self.packed.blocks, *self._vector_rows)
+            problem = rows.RowsProblem(self.packed.blocks, *self._row_kinds)
             return rows.build_rows_kernel(name, self.work, problem, self.schedule)
         return pixels.build_pixels_kernel(name, self.work, pixels.PixelsProblem(self.packed.blocks), self.schedule)
 
