@@ -30,8 +30,6 @@ from fxprune.errors import CodegenError
 
 _LARGEST_INDEX = 2**31 - 1
 
-_NO_VECTORS = (False, False, False)
-
 
 @dataclass(frozen=True, eq=False)
 class LayerKernel:
@@ -55,7 +53,7 @@ class LayerKernel:
     scratch_cells: int
     channel_map: IndexArray | None
     cut: IndexArray | None
-    _row_kinds: tuple[bool, bool, bool]
+    _rows_problem: rows.RowsProblem | None
 
     @property
     def pool_cells(self) -> int:
@@ -118,8 +116,8 @@ class LayerKernel:
             return build_winograd_kernel(name, self.work, self.schedule, int(self.arrays[2].max()) + 1)
         assert self.packed is not None
         if isinstance(self.schedule, RowsSchedule):
-            problem = rows.RowsProblem(self.packed.blocks, *self._row_kinds)
-            return rows.build_rows_kernel(name, self.work, problem, self.schedule)
+            assert self._rows_problem is not None
+            return rows.build_rows_kernel(name, self.work, self._rows_problem, self.schedule)
         return pixels.build_pixels_kernel(name, self.work, pixels.PixelsProblem(self.packed.blocks), self.schedule)
 
 
@@ -163,7 +161,7 @@ def make_kernel(
     shift = np.zeros(pattern.shape[0], np.float32) if bias is None else bias
     if isinstance(schedule, DepthwiseSchedule):
         taps = pack_depthwise(work, schedule, weight, shift)
-        return LayerKernel(work, schedule, None, taps, 0, None, None, _NO_VECTORS)
+        return LayerKernel(work, schedule, None, taps, 0, None, None, None)
     if isinstance(schedule, WinogradSchedule):
         return _make_winograd(work, schedule, weight, shift, input_map)
     packed = pack(weight, stored_pattern(pattern, schedule, work.shape.groups), schedule.height)
@@ -180,7 +178,7 @@ def make_kernel(
         units = pixels.tiles_of(work, schedule)
         cut = _cuts(packed, units, work.threads, schedule.split)
         lists = (*head, packed.rows, packed.count, lane_bias, cut, ahead)
-        return LayerKernel(work, schedule, packed, lists, cells, None, cut, _NO_VECTORS)
+        return LayerKernel(work, schedule, packed, lists, cells, None, cut, None)
     tiles = rows.tiles_of(work, schedule.tile)
     cut = _cuts(packed, tiles, work.threads, "blocks")
     if group_order:
@@ -188,9 +186,9 @@ def make_kernel(
     else:
         first, positions = first_channels(packed, work, schedule, tiles, cut), None
     ragged = work.in_place and bool((packed.count[first >= 0] < schedule.height).any())
-    kinds = (bool((first >= 0).any()), bool((first < 0).any()), ragged)
+    problem = rows.RowsProblem(packed.blocks, bool((first >= 0).any()), bool((first < 0).any()), ragged)
     arrays = (*head, packed.rows, packed.count, first, lane_bias, cut, ahead)
-    return LayerKernel(work, schedule, packed, arrays, 0, positions, cut, kinds)
+    return LayerKernel(work, schedule, packed, arrays, 0, positions, cut, problem)
 
 
 def _make_winograd(
@@ -204,7 +202,7 @@ def _make_winograd(
     arrays = (*pack_winograd(work, schedule, weight, bias), positions)
     cells = scratch_cells(work, schedule, positions)
     _check_sizes(work, int(arrays[0].size), cells)
-    return LayerKernel(work, schedule, None, arrays, cells, None, None, _NO_VECTORS)
+    return LayerKernel(work, schedule, None, arrays, cells, None, None, None)
 
 
 def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map: IndexArray | None) -> IndexArray:
@@ -287,7 +285,7 @@ class BoundKernel:
             packed.append(scratch)
         self._scratch = scratch  # addresses own nothing
         middle = [ctypes.c_void_p(array.data_ptr()) for array in packed]
-        self._takes_residual = kernel.work.takes_residual
+        self._takes_residual = kernel.work.own_residual is not None
         tensors: Sequence[torch.Tensor | None] = (x, y, residual)
         head, tail, extra = (None if tensor is None else tvm_ffi.from_dlpack(tensor) for tensor in tensors)
         self.arguments = [head, *middle, tail, *([extra] if self._takes_residual else [])]

@@ -266,6 +266,11 @@ def pixel_lanes(work: Workload, target: CpuTarget) -> int:
     return lanes
 
 
+def most_pixel_vectors(work: Workload, lanes: int, height: int, target: CpuTarget) -> int:
+    """Return the most vectors of pixels in a tile that fit an image's run and the registers."""
+    return min(pixels.most_vectors(work, lanes), (target.registers - 1) // (height + 1))
+
+
 def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:
     """Yield pixel-lane schedules for a layer.
 
@@ -282,7 +287,7 @@ def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarge
         if cost > _CLOSE * sized[0][0]:
             continue
         cells = padded_stored(pattern, height)
-        most = min(pixels.most_vectors(work, lanes), (target.registers - 1) // (height + 1))
+        most = most_pixel_vectors(work, lanes, height, target)
         for vectors in dict.fromkeys(min(count, most) for count in _PIXEL_TILES[height] if most):
             for split in pixel_splits(work, lanes, vectors):
                 schedule = PixelsSchedule(lanes, height, vectors, split)

@@ -18,7 +18,7 @@ from fxprune.codegen.cpu import pixels, rows
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import in_order, is_scattered, padded_stored
-from fxprune.codegen.schedules import Candidate, pixel_lanes, pixel_splits, predict_us
+from fxprune.codegen.schedules import Candidate, most_pixel_vectors, pixel_lanes, pixel_splits, predict_us
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Workload
 
@@ -91,11 +91,9 @@ def pixels_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) ->
     if not pixels.supports(work):
         return
     lanes = pixel_lanes(work, target)
-    largest = pixels.most_vectors(work, lanes)
     for height in _PIXEL_ROWS:
         cells = padded_stored(pattern, height)
-        most = min(largest, (target.registers - 1) // (height + 1))
-        for vectors in range(1, most + 1):
+        for vectors in range(1, most_pixel_vectors(work, lanes, height, target) + 1):
             waiting = max(1.0, _ACCUMULATORS / (vectors * height))
             for split in pixel_splits(work, lanes, vectors):
                 schedule = PixelsSchedule(lanes, height, vectors, split)

@@ -176,9 +176,9 @@ class Workload:
     in_place: bool = False
 
     @property
-    def takes_residual(self) -> bool:
-        """Whether the residual is a buffer of its own."""
-        return self.residual is not None and not self.in_place
+    def own_residual(self) -> Layout | None:
+        """Layout of a residual that is a buffer of its own."""
+        return None if self.in_place else self.residual
 
     @property
     def first_tap(self) -> int:

@@ -124,7 +124,7 @@ class Rig:
     def bind(self, library: Library, name: str, kernel: LayerKernel) -> Callable[[], object]:
         """Return a call of a kernel; the library lives as long as the call."""
         work = kernel.work
-        residual = self._residual[: work.residual.numel] if work.residual and work.takes_residual else None
+        residual = self._residual[: work.own_residual.numel] if work.own_residual else None
         scratch = Pool(kernel.scratch_cells).take(kernel.scratch_cells) if kernel.scratch_cells else None
         x, y = self._x[: work.x.numel], self._y[: work.y.numel]
         bound = BoundKernel(library[name], kernel, x, y, residual, scratch)

@@ -296,32 +296,31 @@ def _allocate(
         **{item: item.work.y for item in pools.values()},
         **{item: item.y for item in turns.values()},
     }
-    owners = _find_owners(layouts)
-    ends: dict[Source, int] = {}
-    for item, owner in owners.items():
-        ends[owner] = max(ends.get(owner, 0), last[item.new])
-    owned = {item.node: item for item in layouts if owners[item] == item.node}
-    intervals = [Interval(layouts[item].numel, index[item.new], ends[node]) for node, item in owned.items()]
-    starts, size = plan_memory(intervals)
-    places = dict(zip(owned, starts, strict=True))
+    groups = _share_buffers(layouts)
+    intervals = [
+        Interval(layouts[items[0]].numel, min(index[i.new] for i in items), max(last[i.new] for i in items))
+        for items in groups
+    ]
+    places, size = plan_memory(intervals)
     cells = max((item.kernel.scratch_cells for item in lowered.values()), default=0)
     pool = Pool(rounded(size) + cells)
     whole = pool.take(size)
     arena: dict[Source | str, torch.Tensor] = {"": whole}
-    for item, y in layouts.items():
-        place = places[owners[item]]
-        arena[item.node] = whole[place : place + y.numel]
+    for items, place in zip(groups, places, strict=True):
+        arena |= {item.node: whole[place : place + layouts[item].numel] for item in items}
     return arena, pool.take(cells)
 
 
-def _find_owners(items: Iterable[_Item]) -> dict[_Item, Source]:
-    """Return whose buffer each item writes to, in graph order: its own, or that of the residual it overwrites."""
-    nodes: dict[Source, Source] = {}
-    owners: dict[_Item, Source] = {}
+def _share_buffers(items: Iterable[_Item]) -> list[list[_Item]]:
+    """Return what writes to each buffer: an item, and those that overwrite its result as their residual."""
+    owners: dict[Source, Source] = {}
+    groups: dict[Source, list[_Item]] = {}
     for item in items:
         residual = item.placement.residual_source if isinstance(item, _Lowered) and item.kernel.work.in_place else None
-        owners[item] = nodes[item.node] = item.node if residual is None else nodes.get(residual, residual)
-    return owners
+        owner = item.node if residual is None else owners.get(residual, residual)
+        owners[item.node] = owner
+        groups.setdefault(owner, []).append(item)
+    return list(groups.values())
 
 
 def _bind_kernels(
@@ -346,8 +345,8 @@ def _bind_kernels(
         bound = BoundKernel(library[item.function], item.kernel, x, arena[node], residual, scratch, pool)
         output = buffer_view(arena[node], work.y, layer.dims, layer.output_shape)
         x_port = Port(work.x, layer.kind, layer.dims) if x is None else None
-        needs_port = work.takes_residual and residual is None
-        residual_port = Port(work.residual, layer.kind, layer.dims) if needs_port and work.residual else None
+        needed = work.own_residual if residual is None else None
+        residual_port = Port(needed, layer.kind, layer.dims) if needed is not None else None
         module = KernelModule(module_path(node), bound, output, x_port, residual_port)
         result.set_submodule(str(item.new.target), module)
         kernels.append((item.kernel, bound))

@@ -13,14 +13,14 @@ class Part:
     """Accumulators in one buffer.
 
     Attributes:
-        buffer: Its name.
         outer: The loop over its share of the tile's outer index.
-        vector: Text of the first cell of vector `k` at the outer index.
+        cell: Text of lane `v` of vector `k` at the outer index.
+        whole: Text of that vector.
     """
 
-    buffer: str
     outer: str
-    vector: str
+    cell: str
+    whole: str
 
 
 class Accumulators:
@@ -44,9 +44,10 @@ class Accumulators:
         self.parts: list[Part] = []
         for number, first in enumerate(range(0, count, most)):
             last = min(first + most, count)
-            vector = f"(({index} - {first}) * {vectors} + k) * {lanes}"
-            self.parts.append(Part(f"acc{number}", f"for {index} in T.unroll({first}, {last})", vector))
-            script.allocate(f"acc{number}", (last - first) * cells)
+            buffer, vector = f"acc{number}", f"(({index} - {first}) * {vectors} + k) * {lanes}"
+            script.allocate(buffer, (last - first) * cells)
+            outer_loop = f"for {index} in T.unroll({first}, {last})"
+            self.parts.append(Part(outer_loop, f"{buffer}[{vector} + v]", f"{buffer}[T.Ramp({vector}, 1, {lanes})]"))
         self._script = script
         self._inner = (f"for k in T.unroll({vectors})", f"for v in T.vectorized({lanes})")
 
@@ -54,4 +55,4 @@ class Accumulators:
         """Open the loops over all accumulators, a part at a time; yields the text of the cell inside them."""
         for part in self.parts:
             with self._script.loops(part.outer, *self._inner):
-                yield f"{part.buffer}[{part.vector} + v]"
+                yield part.cell

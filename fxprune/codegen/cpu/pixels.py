@@ -25,6 +25,7 @@ from fxprune.codegen.cpu.ahead import L1, ahead_cells, ask_column, begin_asking,
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.masked import masked_load, masked_store
 from fxprune.codegen.cpu.planes import count_cells, planes_of, write_planes
+from fxprune.codegen.cpu.units import own_units
 from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import Workload
 from fxprune.errors import CodegenError
@@ -152,7 +153,7 @@ class _PixelsWriter:
         self.image_cells = _image_cells(work, schedule)
         self.tiles = tiles_of(work, schedule)
         self.source = "X" if self.planes.in_place else "S"
-        self.residual = "RES" if work.takes_residual else "Y"
+        self.residual = "RES" if work.own_residual else "Y"
         self.script = Script()
 
     def write(self) -> str:
@@ -172,8 +173,8 @@ class _PixelsWriter:
             "S": (scratch_cells(work, self.schedule), "float32"),
             "Y": (work.y.numel, "float32"),
         }
-        if work.residual and work.takes_residual:
-            buffers["RES"] = (work.residual.numel, "float32")
+        if work.own_residual:
+            buffers["RES"] = (work.own_residual.numel, "float32")
         with self.script.function(self.name, buffers, buffers.keys() - ACTIVATIONS):
             if work.shape.batch >= threads:
                 self._images_by_thread()
@@ -199,8 +200,7 @@ class _PixelsWriter:
 
     def _threads_by_image(self) -> None:
         """All threads work on one image: they fill its scratch, then share its tiles or its blocks."""
-        channels, threads, blocks = self.work.shape.channels_in, self.work.threads, self.problem.blocks
-        cuts = ("CUT[t]", "CUT[t + 1]")
+        channels, threads = self.work.shape.channels_in, self.work.threads
         with self.script.block(f"for n in T.serial({self.work.shape.batch})"):
             if not self.planes.in_place:
                 with self.script.loops(
@@ -210,12 +210,9 @@ class _PixelsWriter:
                     write_planes(self.script, self.work, "c", "n", "0")
             with self.script.block(f"for t in T.parallel({threads})"):
                 begin_asking(self.script)
-                outer, inner = ("tile", "b") if self.schedule.split == "pixels" else ("b", "tile")
-                count = {"tile": self.tiles, "b": blocks}
-                low, high = (f"T.max(T.min({cut} - {outer} * {count[inner]}, {count[inner]}), 0)" for cut in cuts)
-                with self.script.loops(
-                    f"for {outer} in T.serial({count[outer]})", f"for {inner} in T.serial({low}, {high})"
-                ):
+                tiles, blocks = ("tile", self.tiles), ("b", self.problem.blocks)
+                by_pixels = self.schedule.split == "pixels"
+                with self.script.loops(*(own_units(tiles, blocks) if by_pixels else own_units(blocks, tiles))):
                     self._tile("n", "0")
 
     def _tile(self, image: str, base: str) -> None:
@@ -269,12 +266,11 @@ class _PixelsWriter:
         target = f"{self._row(image)} + pos[0] + k * {schedule.lanes} + v"
         heads = (f"for k in T.unroll({schedule.vectors})", f"for v in T.vectorized({schedule.lanes})")
         for part in tile.parts:
-            cell = f"{part.buffer}[{part.vector} + v]"
             with script.loops(part.outer, "if r < COUNT[b]", *heads):
                 if self.work.residual:
-                    script.add(f"{cell} = {cell} + {self.residual}[{target}]")
-                script.add(*activation_statements(cell, self.work.activation, self.work.activation_args, "v"))
-                script.add(f"Y[{target}] = {cell}")
+                    script.add(f"{part.cell} = {part.cell} + {self.residual}[{target}]")
+                script.add(*activation_statements(part.cell, self.work.activation, self.work.activation_args, "v"))
+                script.add(f"Y[{target}] = {part.cell}")
 
     def _find_edges(self, pieces: int) -> None:
         """Set edge[vector][piece]: first lane of a piece of a line, one past its last, and where lane 0 would lie in Y.
@@ -305,7 +301,7 @@ class _PixelsWriter:
         targets = [f"{self._row(image)} + {start}" for *_, start in edges]
         for part in tile.parts:
             with script.loops(part.outer, "if r < COUNT[b]", f"for k in T.unroll({vectors})"):
-                script.add(f"{whole} = {part.buffer}[T.Ramp({part.vector}, 1, {lanes})]")
+                script.add(f"{whole} = {part.whole}")
                 self._store_pieces(whole, list(zip(masks, targets, strict=True)))
 
     def _store_pieces(self, whole: str, pieces: Sequence[tuple[str, str]]) -> None:

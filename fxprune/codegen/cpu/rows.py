@@ -22,6 +22,7 @@ from fxprune.codegen.cpu.ahead import L1, ahead_cells, ask_column, begin_asking,
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.halo import zero_halo
 from fxprune.codegen.cpu.masked import masked_store
+from fxprune.codegen.cpu.units import own_units
 from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import LINE_CELLS, NO_HALO, Layout, Triple, Workload
 from fxprune.errors import CodegenError
@@ -160,7 +161,7 @@ class _RowsWriter:
         self.grid = _grid(work)
         self.tiles = tiles_of(work, schedule.tile)
         self.pixels = schedule.tile[0] * schedule.tile[1]
-        self.residual = "RES" if work.takes_residual else "Y"
+        self.residual = "RES" if work.own_residual else "Y"
         self.script = Script()
 
     def write(self) -> str:
@@ -181,8 +182,8 @@ class _RowsWriter:
             "AHEAD": (ahead_cells(threads), "int32"),
             "Y": (work.y.numel, "float32"),
         }
-        if work.residual and work.takes_residual:
-            buffers["RES"] = (work.residual.numel, "float32")
+        if work.own_residual:
+            buffers["RES"] = (work.own_residual.numel, "float32")
         with (
             self.script.function(self.name, buffers, buffers.keys() - ACTIVATIONS),
             self.script.block(f"for t in T.parallel({threads})"),
@@ -196,10 +197,7 @@ class _RowsWriter:
         return self.script.text
 
     def _split_blocks(self) -> None:
-        tiles, blocks = self.tiles, self.problem.blocks
-        low = f"T.max(T.min(CUT[t] - b * {tiles}, {tiles}), 0)"
-        high = f"T.max(T.min(CUT[t + 1] - b * {tiles}, {tiles}), 0)"
-        with self.script.loops(f"for b in T.serial({blocks})", f"for tile in T.serial({low}, {high})"):
+        with self.script.loops(*own_units(("b", self.problem.blocks), ("tile", self.tiles))):
             self._tile()
 
     def _split_pixels(self) -> None:
@@ -240,7 +238,7 @@ class _RowsWriter:
         script, schedule, grid = self.script, self.schedule, self.grid
         width, lines = schedule.tile[1], -(-schedule.height // LINE_CELLS)
         targets = [("Y", "pos[1]", grid.y_steps, 1)]
-        if grid.residual_steps is not None and self.work.takes_residual:
+        if grid.residual_steps is not None and self.work.own_residual:
             targets.append(("RES", "pos[2]", grid.residual_steps, 0))
         over_lines = (f"for p in T.unroll({self.pixels})", f"for k in T.unroll({lines})")
         with script.loops("if CHANNEL[b] >= 0", *over_lines):
@@ -315,8 +313,7 @@ class _RowsWriter:
         mask = f"T.Ramp(k * {lanes}, 1, {lanes}) < T.Broadcast(COUNT[b], {lanes})"
         for part in tile.parts:
             with self.script.loops(part.outer, f"for k in T.unroll({self.schedule.vectors})"):
-                vector = f"{part.buffer}[T.Ramp({part.vector}, 1, {lanes})]"
-                self.script.add(masked_store(lanes, vector, f"Y[{target}]", mask))
+                self.script.add(masked_store(lanes, part.whole, f"Y[{target}]", mask))
 
     def _store_lanes(self, tile: Accumulators) -> None:
         """Store lane by lane: values go to memory first, a block's real rows from there to their channels."""
@@ -328,9 +325,7 @@ class _RowsWriter:
         if grid.residual_steps is None:
             for cell in tile.cells():
                 script.add(*self._activation(cell), f"out[(p * {self.schedule.vectors} + k) * {lanes} + v] = {cell}")
-            self._move_lanes(
-                f"Y[pos[1] + {self._pixel(grid.y_steps)} + ROWS[b * {height} + r]]", f"out[p * {height} + r]"
-            )
+            self._move_lanes(target, f"out[p * {height} + r]")
             return
         with script.loops(f"for p in T.serial({self.pixels})", f"for r in T.serial({height})"):
             script.add(f"out[p * {height} + r] = T.float32(0.0)")
