@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fxprune.codegen.cpu.ahead import END, FIELDS, FIRST, FIRST_CELLS, RANGES, RATE, SECOND, UNITS
+from fxprune.codegen.cpu.ahead import END, FIELDS, FIRST, FIRST_CELLS, PAIR, RANGES, RATE, SECOND, UNITS
 from fxprune.codegen.kernel import BoundKernel, LayerKernel
 from fxprune.codegen.workload import LINE_CELLS
 
@@ -29,12 +29,12 @@ class _Asker:
     """A kernel as one of its threads sees it.
 
     Attributes:
-        columns: Columns that the thread reads; it asks with each of them.
+        pairs: Pairs of columns that the thread reads; it asks with each of them.
         lines: Lines that it still has time to ask for.
         ranges: What it asks for: (address in bytes, lines).
     """
 
-    columns: int
+    pairs: int
     lines: int
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
@@ -57,9 +57,10 @@ def look_ahead(kernels: Sequence[tuple[LayerKernel, BoundKernel]]) -> None:
 
 def _asker(kernel: LayerKernel, thread: int) -> _Asker:
     assert kernel.packed is not None
-    columns = kernel.columns_read(thread)
+    pairs = kernel.pairs_read(thread)
     macs = kernel.packed.stored * kernel.computed_pixels // kernel.work.threads
-    return _Asker(columns, min(columns, macs // _MACS_PER_LINE, _MOST_LINES))
+    lines = min(PAIR * pairs - RANGES + 1, macs // _MACS_PER_LINE, _MOST_LINES)  # ranges overlap by a line
+    return _Asker(pairs, max(0, lines))
 
 
 def _needs(kernel: LayerKernel, bound: BoundKernel, thread: int) -> list[tuple[int, int]]:
@@ -96,7 +97,9 @@ def _write(bound: BoundKernel, thread: int, asker: _Asker) -> None:
     values, ahead = bound.arrays[0], bound.arrays[-1]
     starts = [(address - values.data_ptr()) // 4 for address, _ in asker.ranges]
     sizes = [lines * LINE_CELLS for _, lines in asker.ranges]
+    for later in range(1, len(sizes)):  # the pair that crosses from the range before passes its first line by
+        starts[later], sizes[later] = starts[later] - LINE_CELLS, sizes[later] + LINE_CELLS
     end = sum(sizes) * UNITS
     fields = ahead[thread * FIELDS : (thread + 1) * FIELDS]
-    fields[RATE], fields[END] = -(-end // asker.columns), end
+    fields[RATE], fields[END] = -(-end // asker.pairs), end
     fields[FIRST_CELLS], fields[FIRST], fields[SECOND] = sizes[0], starts[0], starts[-1] - sum(sizes[:-1])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fxprune.annotation import IndexArray, RowGroupPattern
 from fxprune.codegen.cpu import pixels, rows
-from fxprune.codegen.cpu.ahead import ahead_cells
+from fxprune.codegen.cpu.ahead import PAIR, ahead_cells
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, build_depthwise_kernel, pack_depthwise
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.planes import plane_offsets
@@ -84,18 +84,18 @@ class LayerKernel:
         tiles = self._tiles()
         return int(self.cut[thread]) // tiles, -(-int(self.cut[thread + 1]) // tiles)
 
-    def columns_read(self, thread: int) -> int:
-        """Count the columns that a thread multiplies, once for every tile; of one image where all share an image."""
+    def pairs_read(self, thread: int) -> int:
+        """Count the pairs of columns that a thread multiplies, once for every tile; of one image where all share it."""
         assert self.cut is not None
         assert self.packed is not None
-        length, tiles, threads, batch = self.packed.length, self._tiles(), self.work.threads, self.work.shape.batch
+        pairs, tiles, threads, batch = self.packed.length // PAIR, self._tiles(), self.work.threads, self.work.shape.batch
         schedule = self._packed_schedule
         if isinstance(schedule, PixelsSchedule) and batch >= threads:
-            return len(range(thread, batch, threads)) * tiles * int(length.sum())
+            return len(range(thread, batch, threads)) * tiles * int(pairs.sum())
         if schedule.split == "blocks" or isinstance(schedule, PixelsSchedule):
-            units = _units(length, tiles, schedule.split)
+            units = _units(pairs, tiles, schedule.split)
             return int(units[self.cut[thread] : self.cut[thread + 1]].sum())
-        return (tiles * (thread + 1) // threads - tiles * thread // threads) * int(length.sum())
+        return (tiles * (thread + 1) // threads - tiles * thread // threads) * int(pairs.sum())
 
     def _tiles(self) -> int:
         schedule = self._packed_schedule
@@ -171,7 +171,7 @@ def make_kernel(
     _check_offsets(work, offsets)
     lane_bias = packed.per_lane(shift)
     values = packed.values if packed.values.size else np.zeros(1, np.float32)
-    offsets = offsets if offsets.size else np.zeros(1, np.int32)
+    offsets = np.concatenate((offsets, np.zeros(pixels.COLUMNS_AHEAD, np.int32)))
     head = (values, offsets, packed.begin, packed.length, packed.base)
     ahead = np.zeros(ahead_cells(work.threads), np.int32)
     if not isinstance(schedule, RowsSchedule):

@@ -10,7 +10,7 @@ import torch
 from fxprune.codegen import ahead
 from fxprune.codegen.ahead import look_ahead
 from fxprune.codegen.build import Library
-from fxprune.codegen.cpu.ahead import END, FIELDS, FIRST, RATE, UNITS
+from fxprune.codegen.cpu.ahead import END, FIELDS, FIRST, PAIR, RATE, UNITS
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.kernel import BoundKernel
@@ -119,7 +119,7 @@ def test_without_time_the_kernels_before_are_asked(suite: Suite, monkeypatch: py
     assert not row.bound[2].arrays[-1].any()
 
 
-def test_a_kernel_asks_for_one_line_a_column_and_a_part_of_the_cache_at_most(
+def test_a_kernel_asks_for_few_lines_a_pair_of_columns_and_a_part_of_the_cache_at_most(
     suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ahead, "_MACS_PER_LINE", 1)
@@ -127,8 +127,8 @@ def test_a_kernel_asks_for_one_line_a_column_and_a_part_of_the_cache_at_most(
     row = Row(suite, list(CASES), marking=False)
     for bound in row.bound[:-1]:
         for fields in bound.arrays[-1].view(2, FIELDS):
-            assert 0 < int(fields[END]) <= 3 * LINE_CELLS * UNITS
-            assert 0 < int(fields[RATE]) <= LINE_CELLS * UNITS
+            assert 0 < int(fields[END]) <= (3 + 1) * LINE_CELLS * UNITS
+            assert 0 < int(fields[RATE]) <= PAIR * LINE_CELLS * UNITS
 
 
 def test_a_model_of_depthwise_layers_asks_for_nothing() -> None:

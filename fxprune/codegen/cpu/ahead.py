@@ -1,15 +1,19 @@
 """The part of a kernel that asks for the weights of later layers, so that those find them in the cache.
 
 Weights are read once in a call of the model, and by the next call they have left the cache. A thread asks for up to
-`RANGES` ranges of memory, a few cells with every column that it multiplies: a core waits for a dozen lines at a time at
-most, and questions in a row would stop it. Array AHEAD holds for every thread (cells asked for with a column, in units
-of 1 / `UNITS`; cells of the first range; its first cell, counted from W; what to add to find the second range; cells
-over both ranges in units); `codegen.ahead` fills it in. An address outside of W does no harm: nothing is read.
+`RANGES` ranges of memory, a few cells with every pair of columns that it multiplies: a core waits for a dozen lines at a
+time at most, and questions in a row would stop it. Array AHEAD holds for every thread (cells asked for with a pair, in
+units of 1 / `UNITS`; cells of the first range; its first cell, counted from W; what to add to find the second range;
+cells over both ranges in units); `codegen.ahead` fills it in. An address outside of W does no harm: nothing is read.
 """
 
 from __future__ import annotations
 
 from fxprune.codegen.script import Script
+from fxprune.codegen.workload import LINE_CELLS
+
+PAIR = 2
+"""Columns that a kernel multiplies between two looks at what is due, and lines that it asks for then."""
 
 RANGES = 2
 """Ranges of memory that a thread may ask for in one kernel."""
@@ -50,16 +54,16 @@ def begin_asking(script: Script) -> None:
     script.add(*(f"ask[{field}] = AHEAD[t * {FIELDS} + {field}]" for field in range(FIELDS)), f"ask[{_ASKED}] = 0")
 
 
-def ask_column(script: Script) -> None:
-    """Ask for what is due with column `j` of block `b`."""
-    cell = f"T.shift_right(ask[{_ASKED}] + j * ask[{RATE}], {_PLACES})"
+def ask_line(script: Script, number: int) -> None:
+    """Ask for one of the `PAIR` lines that are due with pair `pair` of block `b`."""
+    cell = f"T.shift_right(ask[{_ASKED}] + pair * ask[{RATE}], {_PLACES})"
     start = f"T.Select({cell} < ask[{FIRST_CELLS}], ask[{FIRST}], ask[{SECOND}])"
-    script.add(prefetch(f"W[{cell} + {start}]", 0, _L2))
+    script.add(prefetch(f"W[{cell} + {start} + {number * LINE_CELLS}]", 0, _L2))
 
 
 def end_columns(script: Script) -> None:
     """Count what was asked for with the columns of block `b`, and stop at the end."""
     script.add(
-        f"ask[{_ASKED}] = ask[{_ASKED}] + LEN[b] * ask[{RATE}]",
+        f"ask[{_ASKED}] = ask[{_ASKED}] + LEN[b] // {PAIR} * ask[{RATE}]",
         f"ask[{RATE}] = T.Select(ask[{_ASKED}] < ask[{END}], ask[{RATE}], 0)",
     )

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fxprune.codegen.cpu.accumulators import Accumulators
-from fxprune.codegen.cpu.ahead import L1, ahead_cells, ask_column, begin_asking, end_columns, prefetch
+from fxprune.codegen.cpu.ahead import L1, ahead_cells, begin_asking, prefetch
+from fxprune.codegen.cpu.columns import each_column
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.masked import masked_load, masked_store
 from fxprune.codegen.cpu.planes import count_cells, planes_of, write_planes
@@ -30,8 +31,9 @@ from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import Workload
 from fxprune.errors import CodegenError
 
-_COLUMNS_AHEAD = 12
-"""Columns between asking for cells and multiplying them; twice as many were no better."""
+COLUMNS_AHEAD = 12
+"""Columns between asking for cells and multiplying them; twice as many were no better. The list of offsets goes on for
+as many behind the last column."""
 
 _LEAST_ROWS = 8
 """Rows of a block that leave time for it: with fewer the loads themselves are what takes longest."""
@@ -229,13 +231,11 @@ class _PixelsWriter:
         tile = Accumulators(script, ("r", rows), vectors, lanes)
         for cell in tile.cells():
             script.add(f"{cell} = BIAS[b * {rows} + r]")
-        with script.block("for j in T.serial(LEN[b])"):
-            ask_column(script)
-            self._ask_for_cells()
+        for column in each_column(script):
+            self._ask_for_cells(column)
             for cell in tile.cells():
-                x = f"{self.source}[OFF[BEGIN[b] + j] + pos[1] + k * {lanes} + v]"
-                script.add(f"{cell} = {cell} + {x} * W[BASE[b] + j * {rows} + r]")
-        end_columns(script)
+                x = f"{self.source}[OFF[BEGIN[b] + {column}] + pos[1] + k * {lanes} + v]"
+                script.add(f"{cell} = {cell} + {x} * W[BASE[b] + {column} * {rows} + r]")
         for name in TEMPORARIES:
             script.allocate(name, lanes)
         if whole:
@@ -243,17 +243,17 @@ class _PixelsWriter:
         else:
             self._store_lines(tile, image)
 
-    def _ask_for_cells(self) -> None:
-        """Ask for the cells of a later column of the block.
+    def _ask_for_cells(self, column: str) -> None:
+        """Ask for the cells of a later column, of this block or of the next.
 
         Columns lie far apart, and multiply-adds that wait for one keep the processor from looking further than a few.
         """
         if self.schedule.rows < _LEAST_ROWS:
             return
         lanes, vectors = self.schedule.lanes, self.schedule.vectors
-        column = f"OFF[BEGIN[b] + T.min(j + {_COLUMNS_AHEAD}, LEN[b] - 1)]"
         with self.script.block(f"for k in T.unroll({vectors})"):
-            self.script.add(prefetch(f"{self.source}[{column} + pos[1] + k * {lanes}]", 0, L1))
+            later = f"OFF[BEGIN[b] + {column} + {COLUMNS_AHEAD}]"
+            self.script.add(prefetch(f"{self.source}[{later} + pos[1] + k * {lanes}]", 0, L1))
 
     def _row(self, image: str) -> str:
         """Return the element offset of row `r` of the block in Y."""

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fxprune.codegen.cpu.accumulators import Accumulators
-from fxprune.codegen.cpu.ahead import L1, ahead_cells, ask_column, begin_asking, end_columns, prefetch
+from fxprune.codegen.cpu.ahead import L1, ahead_cells, begin_asking, prefetch
+from fxprune.codegen.cpu.columns import each_column
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.halo import zero_halo
 from fxprune.codegen.cpu.masked import masked_store
@@ -224,13 +225,11 @@ class _RowsWriter:
         tile = Accumulators(script, ("p", self.pixels), vectors, lanes)
         for cell in tile.cells():
             script.add(f"{cell} = BIAS[b * {schedule.height} + k * {lanes} + v]")
-        with script.block("for j in T.serial(LEN[b])"):
-            ask_column(script)
+        for column in each_column(script):
             for cell in tile.cells():
-                x = f"X[OFF[BEGIN[b] + j] + pos[0] + {self._pixel(self.grid.x_steps)}]"
-                w = f"W[BASE[b] + j * {schedule.height} + k * {lanes} + v]"
+                x = f"X[OFF[BEGIN[b] + {column}] + pos[0] + {self._pixel(self.grid.x_steps)}]"
+                w = f"W[BASE[b] + {column} * {schedule.height} + k * {lanes} + v]"
                 script.add(f"{cell} = {cell} + {x} * {w}")
-        end_columns(script)
         self._store(tile)
 
     def _prefetch_next(self) -> None:
