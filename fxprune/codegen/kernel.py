@@ -88,7 +88,8 @@ class LayerKernel:
         """Count the pairs of columns that a thread multiplies, once for every tile; of one image where all share it."""
         assert self.cut is not None
         assert self.packed is not None
-        pairs, tiles, threads, batch = self.packed.length // PAIR, self._tiles(), self.work.threads, self.work.shape.batch
+        pairs, tiles = self.packed.length // PAIR, self._tiles()
+        threads, batch = self.work.threads, self.work.shape.batch
         schedule = self._packed_schedule
         if isinstance(schedule, PixelsSchedule) and batch >= threads:
             return len(range(thread, batch, threads)) * tiles * int(pairs.sum())

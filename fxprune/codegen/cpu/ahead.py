@@ -1,9 +1,9 @@
 """The part of a kernel that asks for the weights of later layers, so that those find them in the cache.
 
 Weights are read once in a call of the model, and by the next call they have left the cache. A thread asks for up to
-`RANGES` ranges of memory, a few cells with every pair of columns that it multiplies: a core waits for a dozen lines at a
-time at most, and questions in a row would stop it. Array AHEAD holds for every thread (cells asked for with a pair, in
-units of 1 / `UNITS`; cells of the first range; its first cell, counted from W; what to add to find the second range;
+`RANGES` ranges of memory, a few cells with every pair of columns that it multiplies: a core waits for a dozen lines at
+a time at most, and questions in a row would stop it. Array AHEAD holds for every thread (cells asked for with a pair,
+in units of 1 / `UNITS`; cells of the first range; its first cell, counted from W; what to add to find the second range;
 cells over both ranges in units); `codegen.ahead` fills it in. An address outside of W does no harm: nothing is read.
 """
 
