@@ -25,7 +25,7 @@ from fxprune.codegen.cpu.ahead import L1, ahead_cells, begin_asking, prefetch
 from fxprune.codegen.cpu.columns import each_column
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.masked import masked_load, masked_store
-from fxprune.codegen.cpu.planes import count_cells, planes_of, write_planes
+from fxprune.codegen.cpu.planes import count_cells, lines_read, planes_of, write_planes
 from fxprune.codegen.cpu.units import own_units
 from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import Workload
@@ -88,9 +88,13 @@ def supports(work: Workload) -> bool:
 
 
 def scratch_cells(work: Workload, schedule: PixelsSchedule) -> int:
-    """Count the scratch cells that a kernel needs, float32; one scratch a thread where threads share a batch."""
-    copies = work.threads if work.shape.batch >= work.threads else 1
+    """Count the scratch cells that a kernel needs, float32; one scratch a thread unless threads share blocks."""
+    copies = 1 if _shares_scratch(work, schedule) else work.threads
     return max(1, copies * _image_cells(work, schedule))
+
+
+def _shares_scratch(work: Workload, schedule: PixelsSchedule) -> bool:
+    return schedule.split == "blocks" and work.shape.batch < work.threads
 
 
 def _image_cells(work: Workload, schedule: PixelsSchedule) -> int:
@@ -156,6 +160,8 @@ class _PixelsWriter:
         self.tiles = tiles_of(work, schedule)
         self.source = "X" if self.planes.in_place else "S"
         self.residual = "RES" if work.own_residual else "Y"
+        self.all_channels = "0", str(work.shape.channels_in)
+        self.all_lines = "0", str(self.planes.lines)
         self.script = Script()
 
     def write(self) -> str:
@@ -192,30 +198,52 @@ class _PixelsWriter:
         with self.script.block(f"for t in T.parallel({threads})"):
             begin_asking(self.script)
             with self.script.loops(f"for i in T.serial({-(-batch // threads)})", f"if {image} < {batch}"):
-                if not self.planes.in_place:
-                    with self.script.block(f"for c in T.serial({self.work.shape.channels_in})"):
-                        write_planes(self.script, self.work, "c", image, base)
+                self._fill(image, base, self.all_channels, self.all_lines)
                 with self.script.loops(
                     f"for b in T.serial({self.problem.blocks})", f"for tile in T.serial({self.tiles})"
                 ):
                     self._tile(image, base)
 
     def _threads_by_image(self) -> None:
-        """All threads work on one image: they fill its scratch, then share its tiles or its blocks."""
+        """All threads work on one image and share its tiles or its blocks.
+
+        Each fills a scratch of its own with the lines that its tiles read: a cache line that two cores write costs more
+        than the copy of a plane. Threads that share blocks read all lines, and fill one scratch together.
+        """
         channels, threads = self.work.shape.channels_in, self.work.threads
+        tiles, blocks = ("tile", self.tiles), ("b", self.problem.blocks)
         with self.script.block(f"for n in T.serial({self.work.shape.batch})"):
-            if not self.planes.in_place:
-                with self.script.loops(
-                    f"for t in T.parallel({threads})",
-                    f"for c in T.serial({channels} * t // {threads}, {channels} * (t + 1) // {threads})",
-                ):
-                    write_planes(self.script, self.work, "c", "n", "0")
+            if self.schedule.split == "blocks":
+                if not self.planes.in_place:
+                    with self.script.block(f"for t in T.parallel({threads})"):
+                        own = f"{channels} * t // {threads}", f"{channels} * (t + 1) // {threads}"
+                        self._fill("n", "0", own, self.all_lines)
+                with self.script.block(f"for t in T.parallel({threads})"):
+                    begin_asking(self.script)
+                    with self.script.loops(*own_units(blocks, tiles)):
+                        self._tile("n", "0")
+                return
+            base = f"t * {self.image_cells}"
             with self.script.block(f"for t in T.parallel({threads})"):
                 begin_asking(self.script)
-                tiles, blocks = ("tile", self.tiles), ("b", self.problem.blocks)
-                by_pixels = self.schedule.split == "pixels"
-                with self.script.loops(*(own_units(tiles, blocks) if by_pixels else own_units(blocks, tiles))):
-                    self._tile("n", "0")
+                self._fill("n", base, self.all_channels, self._own_lines())
+                with self.script.loops(*own_units(tiles, blocks)):
+                    self._tile("n", base)
+
+    def _fill(self, image: str, base: str, channels: tuple[str, str], lines: tuple[str, str]) -> None:
+        """Fill a scratch with some lines of some channels; a kernel that reads its input in place has none."""
+        if self.planes.in_place:
+            return
+        with self.script.block(f"for c in T.serial({channels[0]}, {channels[1]})"):
+            write_planes(self.script, self.work, "c", image, base, lines)
+
+    def _own_lines(self) -> tuple[str, str]:
+        """Return expressions of the lines that the tiles of thread `t` read."""
+        cells, blocks = self.schedule.cells, self.problem.blocks
+        first, stop = f"CUT[t] // {blocks} * {cells}", f"(CUT[t + 1] + {blocks - 1}) // {blocks} * {cells}"
+        if _is_whole(self.work, self.schedule):
+            first = f"T.min({first}, {self.planes.run - cells})"
+        return lines_read(self.work.shape, self.planes, first, stop)
 
     def _tile(self, image: str, base: str) -> None:
         """Compute one tile of one block."""

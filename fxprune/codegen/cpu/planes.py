@@ -85,8 +85,12 @@ def count_cells(shape: ConvShape, planes: Planes, computed: int) -> int:
     if planes.in_place:
         return 0
     whole = shape.channels_in * len(planes.phases) * planes.plane
-    last_tap = (shape.kernel[2] - 1) * shape.dilation[2] // shape.stride[2]
-    return whole + max(planes.shared, last_tap + computed - planes.out_lines * planes.pitch)
+    return whole + max(planes.shared, _last_tap(shape) + computed - planes.out_lines * planes.pitch)
+
+
+def _last_tap(shape: ConvShape) -> int:
+    """Return the cells from an output position to the last one that it reads of a line."""
+    return (shape.kernel[2] - 1) * shape.dilation[2] // shape.stride[2]
 
 
 def plane_offsets(columns: IndexArray, group: int, work: Workload) -> IndexArray:
@@ -113,7 +117,20 @@ def plane_offsets(columns: IndexArray, group: int, work: Workload) -> IndexArray
     return offset.astype(np.int32)
 
 
-def write_planes(script: Script, work: Workload, channel: str, image: str, base: str) -> None:
+def lines_read(shape: ConvShape, planes: Planes, first: str, stop: str) -> tuple[str, str]:
+    """Return expressions of the first line of a plane that some output positions read, and one past the last.
+
+    Args:
+        shape: The layer.
+        planes: Its planes.
+        first: Expression of the first position, a cell of the run.
+        stop: Expression of one past the last; it may lie behind the run.
+    """
+    reach = _last_tap(shape) + (planes.lines - planes.out_lines) * planes.pitch
+    return f"{first} // {planes.pitch}", f"T.min(({stop} + {reach - 1}) // {planes.pitch} + 1, {planes.lines})"
+
+
+def write_planes(script: Script, work: Workload, channel: str, image: str, base: str, lines: tuple[str, str]) -> None:
     """Write the copy of one channel of one image from X into its planes in S.
 
     Args:
@@ -122,15 +139,16 @@ def write_planes(script: Script, work: Workload, channel: str, image: str, base:
         channel: Expression of the channel.
         image: Expression of the image.
         base: Expression of the first cell of the image's scratch.
+        lines: Expressions of the first line of every plane that is written, and one past the last.
     """
     planes = planes_of(work.shape)
     count, (n_step, c_step, *_) = len(planes.phases), work.x.strides
     for number, phase in enumerate(planes.phases):
         target = f"{base} + ({channel} * {count} + {number}) * {planes.plane}"
-        with script.block(f"for line in T.serial({planes.lines})"):
+        with script.block(f"for line in T.serial({lines[0]}, {lines[1]})"):
             _write_line(script, work, planes, phase, target, f"{image} * {n_step} + {channel} * {c_step}")
-    if planes.shared:
-        _write_zeros(script, f"{base} + ({channel} + 1) * {count * planes.plane}", planes.shared)
+        if planes.shared:
+            _write_zeros(script, f"{target} + {planes.plane}", planes.shared)
 
 
 def _write_line(script: Script, work: Workload, planes: Planes, phase: Phase, target: str, start: str) -> None:
