@@ -289,15 +289,22 @@ def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarge
         cells = padded_stored(pattern, height)
         most = most_pixel_vectors(work, lanes, height, target)
         for vectors in dict.fromkeys(min(count, most) for count in _PIXEL_TILES[height] if most):
-            for split in pixel_splits(work, lanes, vectors):
-                schedule = PixelsSchedule(lanes, height, vectors, split)
+            for split, by_block in pixel_orders(work, lanes, vectors):
+                schedule = PixelsSchedule(lanes, height, vectors, split, by_block)
                 predicted = predict_us(cells, pixels.computed_pixels(work, schedule), height, target)
                 yield Candidate(schedule, predicted)
 
 
-def pixel_splits(work: Workload, lanes: int, vectors: int) -> tuple[Literal["pixels", "blocks"], ...]:
-    """Return what threads may share within an image; a batch as large as the threads is shared by image."""
+def pixel_orders(work: Workload, lanes: int, vectors: int) -> list[tuple[Literal["pixels", "blocks"], bool]]:
+    """Return what threads may share within an image, and whether they then go block by block.
+
+    A batch as large as the threads is shared by image. Outputs that stay in the caches need not be written in long
+    runs; alone a layer may then be as fast block by block, yet not in a model, where its input lies further away.
+    """
     if work.shape.batch >= work.threads:
-        return ("pixels",)
-    tiles = pixels.tiles_of(work, PixelsSchedule(lanes, 1, vectors, "pixels"))
-    return ("pixels", "blocks") if tiles >= 2 * work.threads else ("blocks",)
+        return [("pixels", False), ("pixels", True)]
+    if pixels.tiles_of(work, PixelsSchedule(lanes, 1, vectors, "pixels")) < 2 * work.threads:
+        return [("blocks", False)]
+    is_large = work.y.numel > work.threads * _CACHE_CELLS
+    long_runs: list[tuple[Literal["pixels", "blocks"], bool]] = [("pixels", True)] if is_large else []
+    return [("pixels", False), *long_runs, ("blocks", False)]

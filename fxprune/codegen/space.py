@@ -18,7 +18,7 @@ from fxprune.codegen.cpu import pixels, rows
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import in_order, is_scattered, padded_stored
-from fxprune.codegen.schedules import Candidate, most_pixel_vectors, pixel_lanes, pixel_splits, predict_us
+from fxprune.codegen.schedules import Candidate, most_pixel_vectors, pixel_lanes, pixel_orders, predict_us
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Workload
 
@@ -95,7 +95,7 @@ def pixels_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) ->
         cells = padded_stored(pattern, height)
         for vectors in range(1, most_pixel_vectors(work, lanes, height, target) + 1):
             waiting = max(1.0, _ACCUMULATORS / (vectors * height))
-            for split in pixel_splits(work, lanes, vectors):
-                schedule = PixelsSchedule(lanes, height, vectors, split)
+            for split, by_block in pixel_orders(work, lanes, vectors):
+                schedule = PixelsSchedule(lanes, height, vectors, split, by_block)
                 predicted = predict_us(cells, pixels.computed_pixels(work, schedule), height, target)
                 yield Candidate(schedule, waiting * predicted)

@@ -28,7 +28,7 @@ from fxprune.lowering.choice import Case, Choice, family_of
 from fxprune.lowering.copies import copy_costs
 from fxprune.lowering.geometry import is_depthwise
 from fxprune.lowering.known import DENSE, Known, candidate_text, read_candidate
-from fxprune.lowering.measure import Trial, build_trials, time_calls, trial_workload
+from fxprune.lowering.measure import Trial, build_trials, candidate_workload, time_calls, trial_workload
 from fxprune.lowering.orders import Family, activations, choose_orders
 from fxprune.lowering.trials import find_trials
 
@@ -47,9 +47,8 @@ beside row-lane kernels, or those beside them, whose best prediction is so much 
 _CLOSE = 1.1
 """A family is measured if its best prediction is within this factor of the other's."""
 
-_EXCHANGE = 1.1
-"""What a kernel whose threads share blocks must be faster by than one whose threads share pixels: the next layer then
-reads half of its input from another core's cache, which the kernel's own time does not show."""
+_EXCHANGE_RATE = 15e3
+"""Bytes a microsecond that a core reads of what another one has written; 12 to 17 GB/s on an Intel Xeon."""
 
 _PASSES = 5
 """Times that all layers are measured over, one after another; the best counts. A virtual machine moves its cores apart
@@ -63,10 +62,22 @@ _FAMILIES: tuple[Family, ...] = ("rows", "pixels")
 
 @dataclass(frozen=True)
 class _Option:
-    """One way to run a layer: candidate (None = dense) and time in microseconds."""
+    """One way to run a layer.
+
+    Attributes:
+        candidate: What runs it; None = dense.
+        time_us: Its own time, microseconds.
+        exchange_us: What it adds to the model's time because other cores wrote its input or read its output.
+    """
 
     candidate: Candidate | None
     time_us: float
+    exchange_us: float = 0.0
+
+    @property
+    def cost_us(self) -> float:
+        """What it adds to the time of the model, microseconds."""
+        return self.time_us + self.exchange_us
 
 
 @dataclass(frozen=True)
@@ -113,8 +124,8 @@ def _recall(unique: Mapping[str, Trial], target: CpuTarget, known: Known) -> dic
             candidate = None if record is dense or record.seconds is None else read_candidate(record)
             if candidate is None or record.seconds is None:
                 continue
-            option, family = _Option(candidate, record.seconds * 1e6), family_of(candidate.schedule)
-            best[family] = min(best.get(family, option), option, key=_with_exchange)
+            option, family = _option(trial, candidate, record.seconds * 1e6, target), family_of(candidate.schedule)
+            best[family] = min(best.get(family, option), option, key=_cost)
         entries[kind] = _Entry(best, dense.seconds * 1e6, "recorded")
     return entries
 
@@ -162,7 +173,7 @@ def _predict(unique: Mapping[str, Trial], target: CpuTarget) -> dict[str, _Entry
     for key, trial in unique.items():
         found = usual_candidates(trial, target)
         best = {
-            family: _Option(candidates[0], candidates[0].predicted_us)
+            family: _option(trial, candidates[0], candidates[0].predicted_us, target)
             for family, candidates in found.items()
             if candidates
         }
@@ -181,7 +192,7 @@ def _measure(unique: Mapping[str, Trial], target: CpuTarget, known: Known | None
     passes = [[time_calls(one) for one in ready] for _ in range(_PASSES)]
     for (key, trial), timed in zip(unique.items(), zip(*passes, strict=True), strict=True):
         *times, dense = (min(each) for each in zip(*timed, strict=True))
-        entries[key] = _Entry(_fastest(found[key], flat[key], times), dense * 1e6, "measured")
+        entries[key] = _Entry(_fastest(trial, found[key], times, target), dense * 1e6, "measured")
         if known is not None and known.fills:
             known.add_trials(key, flat[key], times, dense)
         logger.debug("%s: dense %.1f us, %s", trial.case.annotation.name, dense * 1e6, entries[key].best)
@@ -189,29 +200,41 @@ def _measure(unique: Mapping[str, Trial], target: CpuTarget, known: Known | None
 
 
 def _fastest(
-    found: Mapping[str, Sequence[Candidate]], flat: Sequence[Candidate], times: Sequence[float]
+    trial: Trial, found: Mapping[str, Sequence[Candidate]], times: Sequence[float], target: CpuTarget
 ) -> dict[str, _Option]:
-    """Return the fastest candidate of each family."""
-    by_candidate = {id(candidate): seconds * 1e6 for candidate, seconds in zip(flat, times, strict=True)}
+    """Return the candidate of each family that costs least; `times` follow the families' order, seconds."""
+    rest = iter(times)
     best: dict[str, _Option] = {}
-    for family, candidates in found.items():
-        options = [_Option(candidate, by_candidate[id(candidate)]) for candidate in candidates]
+    for family in _FAMILIES:
+        options = [_option(trial, candidate, next(rest) * 1e6, target) for candidate in found[family]]
         if options:
-            best[family] = min(options, key=_with_exchange)
+            best[family] = min(options, key=_cost)
     return best
 
 
-def _with_exchange(option: _Option) -> float:
-    """Return the time of an option and of what it makes the next layer wait, microseconds."""
-    shares_blocks = option.candidate is not None and getattr(option.candidate.schedule, "split", "") == "blocks"
-    return option.time_us * (_EXCHANGE if shares_blocks else 1.0)
+def _cost(option: _Option) -> float:
+    return option.cost_us
+
+
+def _option(trial: Trial, candidate: Candidate, time_us: float, target: CpuTarget) -> _Option:
+    """Return a candidate with its time and the exchange between cores, which that time does not show.
+
+    Threads that share pixels mostly read what they wrote. Threads that share blocks read the whole input, and what they
+    write is spread over the pixels of all threads of the next layer.
+    """
+    if getattr(candidate.schedule, "split", "") != "blocks":
+        return _Option(candidate, time_us)
+    work = candidate_workload(trial, candidate, target.threads)
+    foreign = 1 - 1 / target.threads
+    cells = work.x.numel * foreign + work.y.numel * foreign / target.threads
+    return _Option(candidate, time_us, cells * work.x.cell_bytes / _EXCHANGE_RATE)
 
 
 def _options(entry: _Entry, order: Family) -> list[tuple[float, str]]:
     """Return (time, family) of every way to run a layer in an order of activations; dense torch is channels-last."""
     margin = MODEL_MARGIN if entry.source == "predicted" else NOISE
     dense = [(entry.dense_us * (1 - margin), "dense")] if order == "rows" else []
-    return dense + ([(entry.best[order].time_us, order)] if order in entry.best else [])
+    return dense + ([(entry.best[order].cost_us, order)] if order in entry.best else [])
 
 
 def _find_orders(

@@ -11,8 +11,8 @@ from fxprune.codegen.cpu import pixels
 from fxprune.codegen.cpu.pixels import PixelsSchedule
 from fxprune.codegen.workload import ConvShape
 from tests.codegen.suite import (
-    SPLITS,
     Case,
+    Split,
     Suite,
     conv,
     draw_pattern,
@@ -22,6 +22,9 @@ from tests.codegen.suite import (
     linear,
     single_cells,
 )
+
+ORDERS: list[tuple[Split, bool]] = [("pixels", False), ("pixels", True), ("blocks", False)]
+"""What threads share, and whether they then go block by block."""
 
 LOW_WIDE = PixelsSchedule(4, 1, 1, "pixels")
 NARROW = PixelsSchedule(4, 2, 1, "blocks")
@@ -116,26 +119,34 @@ def rows_of_blocks() -> dict[str, Case]:
 
 
 def schedules() -> dict[str, Case]:
-    """Lanes, rows, tiles, splits and threads on one layer that packs and one that does not."""
+    """Lanes, rows, tiles, orders and threads on one layer that packs and one that does not."""
     cases: dict[str, Case] = {}
     deep = conv(4, 18, (6, 33), 3, padding=1)
     flat = conv(6, 18, (11, 13), 1)
     tiles = [(16, 1, 4, 4), (16, 8, 1, 1), (8, 2, 4, 3), (4, 4, 6, 2)]
-    for (lanes, height, several, few), split in itertools.product(tiles, SPLITS):
+    for (lanes, height, several, few), (split, by_block) in itertools.product(tiles, ORDERS):
         threads = 1 + len(cases) % 3
         for kind, shape, best in (("deep", deep, several), ("flat", flat, few)):
-            cases[f"{kind}_{lanes}_{height}_{split}"] = Case(
+            cases[f"{kind}_{lanes}_{height}_{split}{'_by_block' if by_block else ''}"] = Case(
                 shape,
-                PixelsSchedule(lanes, height, best, split),
+                PixelsSchedule(lanes, height, best, split, by_block),
                 draw_pattern(shape, (8, 3), scattered=True),
                 threads=threads,
                 activation="relu",
                 residual=True,
             )
     tiny = conv(2, 3, (2, 4), 3, padding=1)
-    for split in SPLITS:
-        cases[f"more_threads_than_tiles_{split}"] = Case(
-            tiny, PixelsSchedule(4, 2, 2, split), full_pattern(tiny), threads=7
+    for split, by_block in ORDERS:
+        cases[f"more_threads_than_tiles_{split}{'_by_block' if by_block else ''}"] = Case(
+            tiny, PixelsSchedule(4, 2, 2, split, by_block), full_pattern(tiny), threads=7
+        )
+    cases["images_by_block"] = Case(
+        BATCH, PixelsSchedule(4, 2, 2, "pixels", by_block=True), draw_pattern(BATCH, (2,)), threads=2
+    )
+    for stride, dilation in ((1, 1), (1, 2), (2, 1), (3, 2)):  # a thread has the lines of its own tiles only
+        shape = conv(3, 9, (13, 9), 3, padding=2, dilation=dilation, stride=stride)
+        cases[f"own_lines_{stride}_{dilation}"] = Case(
+            shape, PixelsSchedule(8, 2, 1, "pixels"), draw_pattern(shape, (2,)), threads=3
         )
     return cases
 

@@ -26,7 +26,7 @@ from fxprune.codegen.cpu.columns import each_column
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.masked import masked_load, masked_store
 from fxprune.codegen.cpu.planes import count_cells, lines_read, planes_of, write_planes
-from fxprune.codegen.cpu.units import own_units
+from fxprune.codegen.cpu.units import own_units, own_units_swapped
 from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import Workload
 from fxprune.errors import CodegenError
@@ -48,12 +48,15 @@ class PixelsSchedule:
         rows: Rows of a block, R.
         vectors: Vectors of a tile, m.
         split: What the threads share within an image: "pixels" or "blocks".
+        by_block: Whether a thread computes a block for all its pixels before the next block, and so writes few long
+            runs; else a tile for all blocks, and so finds its inputs in the L1 cache.
     """
 
     lanes: int
     rows: int
     vectors: int
     split: Literal["pixels", "blocks"]
+    by_block: bool = False
 
     @property
     def height(self) -> int:
@@ -67,7 +70,8 @@ class PixelsSchedule:
 
     def __str__(self) -> str:
         """Short form for the report."""
-        return f"pixels R{self.rows} tile {self.vectors}x{self.lanes} {self.split}"
+        order = f"{self.split}{' by block' if self.by_block else ''}"
+        return f"pixels R{self.rows} tile {self.vectors}x{self.lanes} {order}"
 
 
 @dataclass(frozen=True)
@@ -199,9 +203,8 @@ class _PixelsWriter:
             begin_asking(self.script)
             with self.script.loops(f"for i in T.serial({-(-batch // threads)})", f"if {image} < {batch}"):
                 self._fill(image, base, self.all_channels, self.all_lines)
-                with self.script.loops(
-                    f"for b in T.serial({self.problem.blocks})", f"for tile in T.serial({self.tiles})"
-                ):
+                over = [f"for tile in T.serial({self.tiles})", f"for b in T.serial({self.problem.blocks})"]
+                with self.script.loops(*(reversed(over) if self.schedule.by_block else over)):
                     self._tile(image, base)
 
     def _threads_by_image(self) -> None:
@@ -227,7 +230,8 @@ class _PixelsWriter:
             with self.script.block(f"for t in T.parallel({threads})"):
                 begin_asking(self.script)
                 self._fill("n", base, self.all_channels, self._own_lines())
-                with self.script.loops(*own_units(tiles, blocks)):
+                units = own_units_swapped if self.schedule.by_block else own_units
+                with self.script.loops(*units(tiles, blocks)):
                     self._tile("n", base)
 
     def _fill(self, image: str, base: str, channels: tuple[str, str], lines: tuple[str, str]) -> None:

@@ -12,3 +12,14 @@ def own_units(outer: tuple[str, int], inner: tuple[str, int]) -> tuple[str, str]
     """
     low, high = (f"T.max(T.min({cut} - {outer[0]} * {inner[1]}, {inner[1]}), 0)" for cut in ("CUT[t]", "CUT[t + 1]"))
     return f"for {outer[0]} in T.serial({outer[1]})", f"for {inner[0]} in T.serial({low}, {high})"
+
+
+def own_units_swapped(outer: tuple[str, int], inner: tuple[str, int]) -> tuple[str, str]:
+    """Return the headers of two loops over the units of `own_units` with the inner index in the outer loop.
+
+    Args:
+        outer: As in `own_units`.
+        inner: As in `own_units`.
+    """
+    low, high = (f"({cut} - {inner[0]} + {inner[1] - 1}) // {inner[1]}" for cut in ("CUT[t]", "CUT[t + 1]"))
+    return f"for {inner[0]} in T.serial({inner[1]})", f"for {outer[0]} in T.serial({low}, {high})"
