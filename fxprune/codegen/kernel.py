@@ -13,10 +13,10 @@ import tvm_ffi
 from numpy.typing import NDArray
 
 from fxprune.annotation import IndexArray, RowGroupPattern
-from fxprune.codegen.cpu import pixels, rows
+from fxprune.codegen.cpu import pixel_tiles, pixels, rows
 from fxprune.codegen.cpu.ahead import PAIR, ahead_cells
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, build_depthwise_kernel, pack_depthwise
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.planes import plane_offsets
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.cpu.winograd import build_winograd_kernel
@@ -71,7 +71,7 @@ class LayerKernel:
         schedule = self._packed_schedule
         if isinstance(schedule, RowsSchedule):
             return rows.computed_pixels(self.work, schedule.tile)
-        return pixels.computed_pixels(self.work, schedule)
+        return pixel_tiles.computed_pixels(self.work, schedule)
 
     def thread_blocks(self, thread: int) -> tuple[int, int]:
         """Return the first block whose values a thread reads, and one past the last."""
@@ -94,7 +94,7 @@ class LayerKernel:
         if isinstance(schedule, PixelsSchedule) and batch >= threads:
             return len(range(thread, batch, threads)) * tiles * int(pairs.sum())
         if schedule.split == "blocks" or isinstance(schedule, PixelsSchedule):
-            units = _units(pairs, tiles, schedule.split)
+            units = _units(pairs, np.ones(tiles, np.int32), schedule.split)
             return int(units[self.cut[thread] : self.cut[thread + 1]].sum())
         return (tiles * (thread + 1) // threads - tiles * thread // threads) * int(pairs.sum())
 
@@ -102,7 +102,7 @@ class LayerKernel:
         schedule = self._packed_schedule
         if isinstance(schedule, RowsSchedule):
             return rows.tiles_of(self.work, schedule.tile)
-        return pixels.tiles_of(self.work, schedule)
+        return pixel_tiles.tiles_of(self.work, schedule)
 
     @property
     def _packed_schedule(self) -> RowsSchedule | PixelsSchedule:
@@ -167,7 +167,7 @@ def make_kernel(
         return _make_winograd(work, schedule, weight, shift, input_map)
     packed = pack(weight, stored_pattern(pattern, schedule, work.shape.groups), schedule.height)
     offsets = _offsets(work, schedule, packed, input_map)
-    cells = 0 if isinstance(schedule, RowsSchedule) else pixels.scratch_cells(work, schedule)
+    cells = 0 if isinstance(schedule, RowsSchedule) else pixel_tiles.scratch_cells(work, schedule)
     _check_sizes(work, int(packed.values.size), cells)
     _check_offsets(work, offsets)
     lane_bias = packed.per_lane(shift)
@@ -176,12 +176,11 @@ def make_kernel(
     head = (values, offsets, packed.begin, packed.length, packed.base)
     ahead = np.zeros(ahead_cells(work.threads), np.int32)
     if not isinstance(schedule, RowsSchedule):
-        units = pixels.tiles_of(work, schedule)
-        cut = _cuts(packed, units, work.threads, schedule.split)
+        cut = _cuts(packed, pixel_tiles.tile_widths(work, schedule), work.threads, schedule.split)
         lists = (*head, packed.rows, packed.count, lane_bias, cut, ahead)
         return LayerKernel(work, schedule, packed, lists, cells, None, cut, None)
     tiles = rows.tiles_of(work, schedule.tile)
-    cut = _cuts(packed, tiles, work.threads, "blocks")
+    cut = _cuts(packed, np.ones(tiles, np.int32), work.threads, "blocks")
     if group_order:
         first, positions = np.arange(packed.blocks, dtype=np.int32) * schedule.height, group_channel_map(packed)
     else:
@@ -219,14 +218,20 @@ def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map
     return np.concatenate(parts)
 
 
-def _units(length: IndexArray, tiles: int, split: Literal["pixels", "blocks"]) -> NDArray[np.integer]:
-    """Return the columns of every unit: tile-major where the threads share pixels, block-major where blocks."""
-    return np.tile(length, tiles) if split == "pixels" else np.repeat(length, tiles)
+def _units(length: IndexArray, widths: IndexArray, split: Literal["pixels", "blocks"]) -> NDArray[np.integer]:
+    """Return what every unit takes: tile-major where the threads share pixels, block-major where blocks.
+
+    Args:
+        length: What a block takes for a tile of width 1, [blocks].
+        widths: Width of every tile, [tiles].
+        split: What the threads share.
+    """
+    return np.outer(widths, length).ravel() if split == "pixels" else np.outer(length, widths).ravel()
 
 
-def _cuts(packed: PackedWeight, tiles: int, threads: int, split: Literal["pixels", "blocks"]) -> IndexArray:
+def _cuts(packed: PackedWeight, widths: IndexArray, threads: int, split: Literal["pixels", "blocks"]) -> IndexArray:
     """Split the units so that every thread multiplies about as many cells, [threads + 1]."""
-    cost = np.cumsum(_units(packed.length, tiles, split).astype(np.int64) + 1)
+    cost = np.cumsum(_units(packed.length + 1, widths, split), dtype=np.int64)
     wanted = cost[-1] * np.arange(1, threads) / threads
     inner = np.searchsorted(cost, wanted)
     return np.concatenate(([0], inner, [cost.size])).astype(np.int32)

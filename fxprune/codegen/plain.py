@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule
 from fxprune.codegen.schedules import Schedule

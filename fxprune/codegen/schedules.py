@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fxprune.annotation import RowGroupPattern
-from fxprune.codegen.cpu import pixels, rows
+from fxprune.codegen.cpu import pixel_tiles, rows
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, is_depthwise
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, phase_products
 from fxprune.codegen.format import full_pattern, in_order, is_scattered, padded_stored
@@ -167,7 +167,7 @@ def may_overwrite(schedule: Schedule, work: Workload) -> bool:
         return False
     if isinstance(schedule, RowsSchedule):
         return rows.computed_pixels(work, schedule.tile) == work.shape.pixels
-    return isinstance(schedule, PixelsSchedule) and pixels.computes_once(work, schedule)
+    return isinstance(schedule, PixelsSchedule) and pixel_tiles.computes_once(work, schedule)
 
 
 def stored_pattern(pattern: RowGroupPattern, schedule: object, conv_groups: int) -> RowGroupPattern:
@@ -261,14 +261,14 @@ def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: C
 def pixel_lanes(work: Workload, target: CpuTarget) -> int:
     """Return the widest vector that fits an image's run; narrower ones waste fewer lanes, yet were slower."""
     lanes = target.lanes
-    while lanes > _LEAST_LANES and not pixels.most_vectors(work, lanes):
+    while lanes > _LEAST_LANES and not pixel_tiles.most_vectors(work, lanes):
         lanes //= 2
     return lanes
 
 
 def most_pixel_vectors(work: Workload, lanes: int, height: int, target: CpuTarget) -> int:
     """Return the most vectors of pixels in a tile that fit an image's run and the registers."""
-    return min(pixels.most_vectors(work, lanes), (target.registers - 1) // (height + 1))
+    return min(pixel_tiles.most_vectors(work, lanes), (target.registers - 1) // (height + 1))
 
 
 def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:
@@ -279,7 +279,7 @@ def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarge
         pattern: Its row groups.
         target: The CPU.
     """
-    if not pixels.supports(work):
+    if not pixel_tiles.supports(work):
         return
     sized = sorted((padded_stored(pattern, height) / _efficiency(height), height) for height in _PIXEL_TILES)
     lanes = pixel_lanes(work, target)
@@ -291,7 +291,7 @@ def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarge
         for vectors in dict.fromkeys(min(count, most) for count in _PIXEL_TILES[height] if most):
             for split, by_block in pixel_orders(work, lanes, vectors):
                 schedule = PixelsSchedule(lanes, height, vectors, split, by_block)
-                predicted = predict_us(cells, pixels.computed_pixels(work, schedule), height, target)
+                predicted = predict_us(cells, pixel_tiles.computed_pixels(work, schedule), height, target)
                 yield Candidate(schedule, predicted)
 
 
@@ -303,7 +303,7 @@ def pixel_orders(work: Workload, lanes: int, vectors: int) -> list[tuple[Literal
     """
     if work.shape.batch >= work.threads:
         return [("pixels", False), ("pixels", True)]
-    if pixels.tiles_of(work, PixelsSchedule(lanes, 1, vectors, "pixels")) < 2 * work.threads:
+    if pixel_tiles.tiles_of(work, PixelsSchedule(lanes, 1, vectors, "pixels")) < 2 * work.threads:
         return [("blocks", False)]
     is_large = work.y.numel > work.threads * _CACHE_CELLS
     long_runs: list[tuple[Literal["pixels", "blocks"], bool]] = [("pixels", True)] if is_large else []

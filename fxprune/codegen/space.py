@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fxprune.annotation import RowGroupPattern
-from fxprune.codegen.cpu import pixels, rows
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu import pixel_tiles, rows
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import in_order, is_scattered, padded_stored
 from fxprune.codegen.schedules import Candidate, most_pixel_vectors, pixel_lanes, pixel_orders, predict_us
@@ -88,7 +88,7 @@ def pixels_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) ->
         pattern: Its row groups.
         target: The CPU.
     """
-    if not pixels.supports(work):
+    if not pixel_tiles.supports(work):
         return
     lanes = pixel_lanes(work, target)
     for height in _PIXEL_ROWS:
@@ -97,5 +97,5 @@ def pixels_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) ->
             waiting = max(1.0, _ACCUMULATORS / (vectors * height))
             for split, by_block in pixel_orders(work, lanes, vectors):
                 schedule = PixelsSchedule(lanes, height, vectors, split, by_block)
-                predicted = predict_us(cells, pixels.computed_pixels(work, schedule), height, target)
+                predicted = predict_us(cells, pixel_tiles.computed_pixels(work, schedule), height, target)
                 yield Candidate(schedule, waiting * predicted)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fxprune.annotation import RowGroupPattern, WeightAnnotation
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.format import Float32Array
 from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.workload import ConvShape

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from fxprune.annotation import IndexArray, RowGroup, RowGroupPattern
 from fxprune.codegen.build import Library
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.format import Float32Array, packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.schedules import Schedule

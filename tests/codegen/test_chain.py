@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fxprune.codegen.build import Library
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fxprune.codegen.cpu.epilogue import activation_statements
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.schedules import Schedule
 from fxprune.errors import CodegenError

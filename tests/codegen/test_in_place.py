@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.schedules import Schedule, may_overwrite
 from fxprune.codegen.workload import ConvShape

@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from fxprune.codegen.cpu import pixels
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu import pixel_tiles
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.workload import ConvShape
 from tests.codegen.suite import (
     Case,
@@ -162,9 +162,9 @@ def suite() -> Suite:
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernel_equals_torch(suite: Suite, name: str) -> None:
     work, schedule = CASES[name].workload(), CASES[name].schedule
-    assert pixels.supports(work), "the case itself is wrong"
+    assert pixel_tiles.supports(work), "the case itself is wrong"
     assert isinstance(schedule, PixelsSchedule)
-    assert pixels.fits(work, schedule), "the case itself is wrong"
+    assert pixel_tiles.fits(work, schedule), "the case itself is wrong"
     suite.check(name)
 
 
@@ -189,13 +189,13 @@ def test_a_second_run_gives_the_same_bits(suite: Suite, name: str) -> None:
 def test_a_tile_must_fit_the_run(shape: ConvShape, vectors: int, lanes: int, fitting: bool) -> None:
     """7 lines of 11 and a cell between are 83 cells, which may be read behind; 45 pixels in place may not."""
     work = Case(shape, LOW, full_pattern(shape)).workload()
-    assert pixels.fits(work, PixelsSchedule(lanes, 1, vectors, "pixels")) is fitting
+    assert pixel_tiles.fits(work, PixelsSchedule(lanes, 1, vectors, "pixels")) is fitting
 
 
 def test_a_pointwise_image_smaller_than_a_vector_does_not_fit() -> None:
     shape = conv(4, 4, (1, 3), 1)
     work = Case(shape, LOW, full_pattern(shape)).workload()
-    assert not pixels.fits(work, PixelsSchedule(4, 1, 1, "pixels")), "it would read behind the input"
+    assert not pixel_tiles.fits(work, PixelsSchedule(4, 1, 1, "pixels")), "it would read behind the input"
 
 
 @pytest.mark.parametrize(
@@ -209,4 +209,4 @@ def test_a_pointwise_image_smaller_than_a_vector_does_not_fit() -> None:
 )
 def test_a_depth_axis_is_refused_unless_the_layer_is_pointwise(shape: object, supported: bool) -> None:
     assert isinstance(shape, type(IMAGE))
-    assert pixels.supports(Case(shape, LOW, full_pattern(shape)).workload()) is supported
+    assert pixel_tiles.supports(Case(shape, LOW, full_pattern(shape)).workload()) is supported

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fxprune.annotation import RowGroup, RowGroupPattern
-from fxprune.codegen.cpu import pixels, rows
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu import pixel_tiles, rows
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.kernel import make_kernel
 from fxprune.codegen.schedules import (
@@ -89,7 +89,7 @@ def test_pixel_candidates_fit_the_output_and_the_registers(shape: ConvShape, tar
     for candidate in all_pixels(shape, target):
         schedule = candidate.schedule
         assert isinstance(schedule, PixelsSchedule)
-        assert pixels.fits(work, schedule)
+        assert pixel_tiles.fits(work, schedule)
         assert schedule.rows * schedule.vectors <= target.registers
         assert schedule.lanes <= target.lanes
 

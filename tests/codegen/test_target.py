@@ -10,7 +10,7 @@ import re
 import pytest
 
 from fxprune.codegen import target as target_module
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.target import CpuTarget, check_runs_here, check_versions, parse_target
 from fxprune.errors import UnsupportedError

@@ -1,4 +1,4 @@
-"""What one core reads of another one's output counts in the choice of a kernel, although no kernel's own time shows it."""
+"""What a core reads of another one's output counts in the choice of a kernel, although no kernel's time shows it."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fxprune import backend
-from fxprune.codegen.cpu import pixels, rows
-from fxprune.codegen.cpu.pixels import PixelsSchedule
+from fxprune.codegen.cpu import pixel_tiles, rows
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.space import pixels_space, rows_space
 from fxprune.codegen.target import CpuTarget
@@ -40,7 +40,7 @@ def test_every_point_is_legal(target: CpuTarget) -> None:
     assert len(set(planes)) == len(planes) > 20
     for schedule in planes:
         assert isinstance(schedule, PixelsSchedule)
-        assert pixels.fits(work, schedule)
+        assert pixel_tiles.fits(work, schedule)
 
 
 def test_formats_are_searched_with_schedules(target: CpuTarget) -> None:

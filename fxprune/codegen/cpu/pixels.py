@@ -18,14 +18,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from fxprune.codegen.cpu.accumulators import Accumulators
 from fxprune.codegen.cpu.ahead import L1, ahead_cells, begin_asking, prefetch
 from fxprune.codegen.cpu.columns import each_column
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.masked import masked_load, masked_store
-from fxprune.codegen.cpu.planes import count_cells, lines_read, planes_of, write_planes
+from fxprune.codegen.cpu.pixel_tiles import (
+    PixelsSchedule,
+    fits,
+    image_cells,
+    is_whole,
+    last_vectors,
+    scratch_cells,
+    tiles_of,
+)
+from fxprune.codegen.cpu.planes import lines_read, planes_of, write_planes
 from fxprune.codegen.cpu.units import own_units, own_units_swapped
 from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import Workload
@@ -40,41 +48,6 @@ _LEAST_ROWS = 8
 
 
 @dataclass(frozen=True)
-class PixelsSchedule:
-    """Options of one pixel-lane kernel.
-
-    Attributes:
-        lanes: float32 lanes of a vector.
-        rows: Rows of a block, R.
-        vectors: Vectors of a tile, m.
-        split: What the threads share within an image: "pixels" or "blocks".
-        by_block: Whether a thread computes a block for all its pixels before the next block, and so writes few long
-            runs; else a tile for all blocks, and so finds its inputs in the L1 cache.
-    """
-
-    lanes: int
-    rows: int
-    vectors: int
-    split: Literal["pixels", "blocks"]
-    by_block: bool = False
-
-    @property
-    def height(self) -> int:
-        """Rows of a block, R."""
-        return self.rows
-
-    @property
-    def cells(self) -> int:
-        """Cells of a tile."""
-        return self.vectors * self.lanes
-
-    def __str__(self) -> str:
-        """Short form for the report."""
-        order = f"{self.split}{' by block' if self.by_block else ''}"
-        return f"pixels R{self.rows} tile {self.vectors}x{self.lanes} {order}"
-
-
-@dataclass(frozen=True)
 class PixelsProblem:
     """Sizes of the arrays of one packed layer, known when its kernel is compiled.
 
@@ -83,58 +56,6 @@ class PixelsProblem:
     """
 
     blocks: int
-
-
-def supports(work: Workload) -> bool:
-    """Whether the family can compute a layer: no depth axis, unless the layer is pointwise."""
-    shape = work.shape
-    return shape.is_pointwise or (shape.spatial_in[0] == shape.kernel[0] == 1 and shape.padding[0] == (0, 0))
-
-
-def scratch_cells(work: Workload, schedule: PixelsSchedule) -> int:
-    """Count the scratch cells that a kernel needs, float32; one scratch a thread unless threads share blocks."""
-    copies = 1 if _shares_scratch(work, schedule) else work.threads
-    return max(1, copies * _image_cells(work, schedule))
-
-
-def _shares_scratch(work: Workload, schedule: PixelsSchedule) -> bool:
-    return schedule.split == "blocks" and work.shape.batch < work.threads
-
-
-def _image_cells(work: Workload, schedule: PixelsSchedule) -> int:
-    return count_cells(work.shape, planes_of(work.shape), tiles_of(work, schedule) * schedule.cells)
-
-
-def most_vectors(work: Workload, lanes: int) -> int:
-    """Count the vectors of the largest tile: it may read behind the run of an image only in a scratch."""
-    planes = planes_of(work.shape)
-    return planes.run // lanes if planes.in_place else -(-planes.run // lanes)
-
-
-def fits(work: Workload, schedule: PixelsSchedule) -> bool:
-    """Whether a tile is no larger than an image's run."""
-    return schedule.vectors <= most_vectors(work, schedule.lanes)
-
-
-def computed_pixels(work: Workload, schedule: PixelsSchedule) -> int:
-    """Count the lanes computed, wasted and overlapping ones included."""
-    return work.shape.batch * tiles_of(work, schedule) * schedule.cells
-
-
-def tiles_of(work: Workload, schedule: PixelsSchedule) -> int:
-    """Count the tiles of one image; overlapping last tiles included."""
-    return -(-planes_of(work.shape).run // schedule.cells)
-
-
-def computes_once(work: Workload, schedule: PixelsSchedule) -> bool:
-    """Whether no tile overlaps another: the last one of a run that is all output is moved back to the run's end."""
-    return not _is_whole(work, schedule) or planes_of(work.shape).run % schedule.cells == 0
-
-
-def _is_whole(work: Workload, schedule: PixelsSchedule) -> bool:
-    """Whether all cells of a run are output, and a tile is no longer than a run."""
-    planes = planes_of(work.shape)
-    return planes.pitch == planes.out_width and schedule.cells <= planes.run
 
 
 def build_pixels_kernel(name: str, work: Workload, problem: PixelsProblem, schedule: PixelsSchedule) -> str:
@@ -160,8 +81,9 @@ class _PixelsWriter:
     def __init__(self, name: str, work: Workload, problem: PixelsProblem, schedule: PixelsSchedule) -> None:
         self.name, self.work, self.problem, self.schedule = name, work, problem, schedule
         self.planes = planes_of(work.shape)
-        self.image_cells = _image_cells(work, schedule)
+        self.image_cells = image_cells(work, schedule)
         self.tiles = tiles_of(work, schedule)
+        self.last = last_vectors(work, schedule)
         self.source = "X" if self.planes.in_place else "S"
         self.residual = "RES" if work.own_residual else "Y"
         self.all_channels = "0", str(work.shape.channels_in)
@@ -205,7 +127,7 @@ class _PixelsWriter:
                 self._fill(image, base, self.all_channels, self.all_lines)
                 over = [f"for tile in T.serial({self.tiles})", f"for b in T.serial({self.problem.blocks})"]
                 with self.script.loops(*(reversed(over) if self.schedule.by_block else over)):
-                    self._tile(image, base)
+                    self._unit(image, base)
 
     def _threads_by_image(self) -> None:
         """All threads work on one image and share its tiles or its blocks.
@@ -224,7 +146,7 @@ class _PixelsWriter:
                 with self.script.block(f"for t in T.parallel({threads})"):
                     begin_asking(self.script)
                     with self.script.loops(*own_units(blocks, tiles)):
-                        self._tile("n", "0")
+                        self._unit("n", "0")
                 return
             base = f"t * {self.image_cells}"
             with self.script.block(f"for t in T.parallel({threads})"):
@@ -232,7 +154,7 @@ class _PixelsWriter:
                 self._fill("n", base, self.all_channels, self._own_lines())
                 units = own_units_swapped if self.schedule.by_block else own_units
                 with self.script.loops(*units(tiles, blocks)):
-                    self._tile("n", base)
+                    self._unit("n", base)
 
     def _fill(self, image: str, base: str, channels: tuple[str, str], lines: tuple[str, str]) -> None:
         """Fill a scratch with some lines of some channels; a kernel that reads its input in place has none."""
@@ -245,44 +167,54 @@ class _PixelsWriter:
         """Return expressions of the lines that the tiles of thread `t` read."""
         cells, blocks = self.schedule.cells, self.problem.blocks
         first, stop = f"CUT[t] // {blocks} * {cells}", f"(CUT[t + 1] + {blocks - 1}) // {blocks} * {cells}"
-        if _is_whole(self.work, self.schedule):
+        if is_whole(self.work, self.schedule):
             first = f"T.min({first}, {self.planes.run - cells})"
         return lines_read(self.work.shape, self.planes, first, stop)
 
-    def _tile(self, image: str, base: str) -> None:
-        """Compute one tile of one block."""
+    def _unit(self, image: str, base: str) -> None:
+        """Compute tile `tile` of block `b`; the last tile of a run may be narrower."""
+        if self.last == self.schedule.vectors:
+            self._tile(image, base, self.last)
+            return
+        with self.script.block(f"if tile < {self.tiles - 1}"):
+            self._tile(image, base, self.schedule.vectors)
+        with self.script.block("else"):
+            self._tile(image, base, self.last)
+
+    def _tile(self, image: str, base: str, vectors: int) -> None:
+        """Compute one tile of so many vectors."""
         script, planes, schedule = self.script, self.planes, self.schedule
-        vectors, lanes, rows = schedule.vectors, schedule.lanes, schedule.rows
-        whole = _is_whole(self.work, schedule)
+        lanes, rows = schedule.lanes, schedule.rows
+        whole = is_whole(self.work, schedule)
         script.allocate("pos", 2, "int32")
         first, start = f"tile * {schedule.cells}", f"{image} * {self.work.x.strides[0]}" if planes.in_place else base
         script.add(
-            f"pos[0] = T.min({first}, {planes.run - schedule.cells})" if whole else f"pos[0] = {first}",
+            f"pos[0] = T.min({first}, {planes.run - vectors * lanes})" if whole else f"pos[0] = {first}",
             f"pos[1] = pos[0] + {start}",
         )
         tile = Accumulators(script, ("r", rows), vectors, lanes)
         for cell in tile.cells():
             script.add(f"{cell} = BIAS[b * {rows} + r]")
         for column in each_column(script):
-            self._ask_for_cells(column)
+            self._ask_for_cells(column, vectors)
             for cell in tile.cells():
                 x = f"{self.source}[OFF[BEGIN[b] + {column}] + pos[1] + k * {lanes} + v]"
                 script.add(f"{cell} = {cell} + {x} * W[BASE[b] + {column} * {rows} + r]")
         for name in TEMPORARIES:
             script.allocate(name, lanes)
         if whole:
-            self._store_whole(tile, image)
+            self._store_whole(tile, image, vectors)
         else:
-            self._store_lines(tile, image)
+            self._store_lines(tile, image, vectors)
 
-    def _ask_for_cells(self, column: str) -> None:
+    def _ask_for_cells(self, column: str, vectors: int) -> None:
         """Ask for the cells of a later column, of this block or of the next.
 
         Columns lie far apart, and multiply-adds that wait for one keep the processor from looking further than a few.
         """
         if self.schedule.rows < _LEAST_ROWS:
             return
-        lanes, vectors = self.schedule.lanes, self.schedule.vectors
+        lanes = self.schedule.lanes
         with self.script.block(f"for k in T.unroll({vectors})"):
             later = f"OFF[BEGIN[b] + {column} + {COLUMNS_AHEAD}]"
             self.script.add(prefetch(f"{self.source}[{later} + pos[1] + k * {lanes}]", 0, L1))
@@ -292,11 +224,11 @@ class _PixelsWriter:
         n_step, c_step, *_ = self.work.y.strides
         return f"ROWS[b * {self.schedule.rows} + r] * {c_step} + {image} * {n_step}"
 
-    def _store_whole(self, tile: Accumulators, image: str) -> None:
+    def _store_whole(self, tile: Accumulators, image: str, vectors: int) -> None:
         """Store vectors whose lanes are neighbouring pixels."""
         script, schedule = self.script, self.schedule
         target = f"{self._row(image)} + pos[0] + k * {schedule.lanes} + v"
-        heads = (f"for k in T.unroll({schedule.vectors})", f"for v in T.vectorized({schedule.lanes})")
+        heads = (f"for k in T.unroll({vectors})", f"for v in T.vectorized({schedule.lanes})")
         for part in tile.parts:
             with script.loops(part.outer, "if r < COUNT[b]", *heads):
                 if self.work.residual:
@@ -304,14 +236,14 @@ class _PixelsWriter:
                 script.add(*activation_statements(part.cell, self.work.activation, self.work.activation_args, "v"))
                 script.add(f"Y[{target}] = {part.cell}")
 
-    def _find_edges(self, pieces: int) -> None:
+    def _find_edges(self, pieces: int, vectors: int) -> None:
         """Set edge[vector][piece]: first lane of a piece of a line, one past its last, and where lane 0 would lie in Y.
 
         Lane v of a vector is cell `column + v` of a line, or cell `column + v - piece * pitch` of a later one.
         """
         planes, lanes = self.planes, self.schedule.lanes
-        self.script.allocate("edge", self.schedule.vectors * pieces * 3, "int32")
-        with self.script.block(f"for k in T.unroll({self.schedule.vectors})"):
+        self.script.allocate("edge", vectors * pieces * 3, "int32")
+        with self.script.block(f"for k in T.unroll({vectors})"):
             at = f"(pos[0] + k * {lanes})"
             line, column = f"{at} // {planes.pitch}", f"{at} % {planes.pitch}"
             for piece in range(pieces):
@@ -321,11 +253,11 @@ class _PixelsWriter:
                 for part, value in enumerate((low, high, start)):
                     self.script.add(f"edge[k * {3 * pieces} + {3 * piece + part}] = {value}")
 
-    def _store_lines(self, tile: Accumulators, image: str) -> None:
+    def _store_lines(self, tile: Accumulators, image: str, vectors: int) -> None:
         """Store the lanes of every vector piece by piece, a piece for every line that they belong to."""
-        script, lanes, vectors = self.script, self.schedule.lanes, self.schedule.vectors
+        script, lanes = self.script, self.schedule.lanes
         pieces = 1 + (lanes + self.planes.pitch - 2) // self.planes.pitch
-        self._find_edges(pieces)
+        self._find_edges(pieces, vectors)
         script.allocate("out", lanes)
         lane, whole = f"T.Ramp(0, 1, {lanes})", f"out[T.Ramp(0, 1, {lanes})]"
         edges = [[f"edge[k * {3 * pieces} + {3 * piece + part}]" for part in range(3)] for piece in range(pieces)]
