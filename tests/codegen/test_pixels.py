@@ -192,6 +192,23 @@ def test_a_tile_must_fit_the_run(shape: ConvShape, vectors: int, lanes: int, fit
     assert pixel_tiles.fits(work, PixelsSchedule(lanes, 1, vectors, "pixels")) is fitting
 
 
+def test_a_last_tile_is_narrower_where_that_saves_enough() -> None:
+    """13 vectors cover 14 lines of 14 in place, 4 tiles of 3 and one of 1; of 65 tiles the last one is not worth it."""
+    work = Case(s := conv(4, 4, (14, 14), 1), LOW, full_pattern(s)).workload()
+    schedule = PixelsSchedule(16, 1, 3, "pixels")
+    assert pixel_tiles.tile_widths(work, schedule).tolist() == [3, 3, 3, 3, 1]
+    assert pixel_tiles.computed_pixels(work, schedule) == 13 * 16
+    long = Case(s := conv(4, 4, (56, 56), 1), LOW, full_pattern(s)).workload()
+    assert set(pixel_tiles.tile_widths(long, schedule).tolist()) == {3}
+    narrow = {
+        (pixel_tiles.is_whole(case.workload(), case.schedule), case.schedule.by_block)
+        for case in CASES.values()
+        if isinstance(case.schedule, PixelsSchedule)
+        and len(set(pixel_tiles.tile_widths(case.workload(), case.schedule))) > 1
+    }
+    assert len(narrow) == 4, "the kernels above are compared with torch in every order and way of storing"
+
+
 def test_a_pointwise_image_smaller_than_a_vector_does_not_fit() -> None:
     shape = conv(4, 4, (1, 3), 1)
     work = Case(shape, LOW, full_pattern(shape)).workload()
