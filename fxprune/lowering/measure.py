@@ -22,6 +22,9 @@ from fxprune.lowering.geometry import buffer_view
 _ROUNDS = 7
 """Rounds of an interleaved measurement; the best round counts: a shared machine only ever adds time."""
 
+_LEAST_ROUNDS, _MOST_SECONDS = 2, 0.3
+"""A call that takes long has fewer rounds: as many as this time holds, seconds, yet at least two."""
+
 _ROUND_SECONDS = 3e-4
 """Least time that one candidate runs in one round, seconds."""
 
@@ -31,17 +34,21 @@ def time_calls(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> 
 
     Args:
         calls: What to run.
-        rounds: Turns; one more warms up and sets how often a call runs in a turn.
+        rounds: Turns at most; one more warms up and sets how often a call runs, and in how many turns.
     """
-    repeats = []
+    repeats, turns = [], []
     for call in calls:
         call()
         start = time.perf_counter()
         call()
-        repeats.append(max(1, round(_ROUND_SECONDS / max(time.perf_counter() - start, 1e-7))))
+        took = max(time.perf_counter() - start, 1e-7)
+        repeats.append(max(1, round(_ROUND_SECONDS / took)))
+        turns.append(min(rounds, max(_LEAST_ROUNDS, int(_MOST_SECONDS / took))))
     samples: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for sample, call, repeat in zip(samples, calls, repeats, strict=True):
+    for turn in range(rounds):
+        for sample, call, repeat, most in zip(samples, calls, repeats, turns, strict=True):
+            if turn >= most:
+                continue
             start = time.perf_counter()
             for _ in range(repeat):
                 call()

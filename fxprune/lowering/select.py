@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +53,9 @@ _EXCHANGE_RATE = 15e3
 _PASSES = 5
 """Times that all layers are measured over, one after another; the best counts. A virtual machine moves its cores apart
 and together within seconds, and the order of a layer's candidates differs between the two."""
+
+_BEHIND = 1.3
+"""What took so many times the best of its layer is not measured in the passes that follow."""
 
 _LARGEST_FULL = 8_000_000
 """Largest weight, in cells, of a layer without a mask that kernels compete for; packing would double its memory."""
@@ -189,14 +192,23 @@ def _measure(unique: Mapping[str, Trial], target: CpuTarget, known: Known | None
     rig, calls = build_trials([(trial, flat[key]) for key, trial in unique.items()], target)
     entries: dict[str, _Entry] = {}
     ready = [[*trials, rig.dense(trial.case)] for trial, trials in zip(unique.values(), calls, strict=True)]
-    passes = [[time_calls(one) for one in ready] for _ in range(_PASSES)]
-    for (key, trial), timed in zip(unique.items(), zip(*passes, strict=True), strict=True):
-        *times, dense = (min(each) for each in zip(*timed, strict=True))
+    for (key, trial), (*times, dense) in zip(unique.items(), _time_in_passes(ready), strict=True):
         entries[key] = _Entry(_fastest(trial, found[key], times, target), dense * 1e6, "measured")
         if known is not None and known.fills:
             known.add_trials(key, flat[key], times, dense)
         logger.debug("%s: dense %.1f us, %s", trial.case.annotation.name, dense * 1e6, entries[key].best)
     return entries
+
+
+def _time_in_passes(layers: Sequence[Sequence[Callable[[], object]]]) -> list[list[float]]:
+    """Return the best time of every call of every layer, seconds."""
+    best = [[math.inf] * len(calls) for calls in layers]
+    for _ in range(_PASSES):
+        for calls, times in zip(layers, best, strict=True):
+            running = [i for i, seconds in enumerate(times) if seconds <= _BEHIND * min(times)]
+            for i, seconds in zip(running, time_calls([calls[i] for i in running]), strict=True):
+                times[i] = min(times[i], seconds)
+    return best
 
 
 def _fastest(
