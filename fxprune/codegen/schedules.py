@@ -114,17 +114,24 @@ def predict_us(cells: int, pixels_computed: int, height: int, target: CpuTarget)
     return 2 * cells * pixels_computed / (peak_gflops(target) * _efficiency(height)) / 1e3 + LAUNCH_US
 
 
-def _row_heights(pattern: RowGroupPattern, target: CpuTarget) -> list[tuple[int, int, int]]:
-    """Return (lanes, vectors, padded cells) by predicted cost, best first."""
+def waiting(accumulators: int) -> float:
+    """Return how many times longer a tile takes whose multiply-adders wait for their own results."""
+    return max(1.0, _LATENCY / accumulators)
+
+
+def _row_heights(
+    work: Workload, pattern: RowGroupPattern, target: CpuTarget
+) -> list[tuple[float, tuple[int, int], int]]:
+    """Return (cost, (lanes, vectors), padded cells) of every block shape, the least cost first."""
     shapes = [(target.lanes, 4), (target.lanes, 2), (target.lanes, 1)]
     if target.lanes > 4:
         shapes.append((target.lanes // 2, 1))
-    sized = [(lanes, vectors, padded_stored(pattern, lanes * vectors)) for lanes, vectors in shapes]
-    return sorted(sized, key=lambda one: (one[2] / _rows_efficiency(one[0], one[1], target), -one[0] * one[1]))
-
-
-def _rows_efficiency(lanes: int, vectors: int, target: CpuTarget) -> float:
-    return _efficiency(lanes * vectors) * _narrow_share(lanes, target)
+    found = []
+    for lanes, vectors in shapes:
+        cells, tile = padded_stored(pattern, lanes * vectors), _row_tiles(work, vectors, target)[0]
+        efficiency = _efficiency(lanes * vectors) * _narrow_share(lanes, target)
+        found.append((cells / efficiency * waiting(tile[0] * tile[1] * vectors), (lanes, vectors), cells))
+    return sorted(found, key=lambda one: (one[0], -one[1][0] * one[1][1]))
 
 
 def _narrow_share(lanes: int, target: CpuTarget) -> float:
@@ -221,11 +228,11 @@ def rows_candidates(
         channels_in_order: Whether the output's channels lie in order, so that rows that are no neighbours are stored
             one by one: then blocks in order are worth more cells.
     """
-    heights = _row_heights(pattern, target)
-    best = heights[0][2] / _rows_efficiency(heights[0][0], heights[0][1], target)
-    for lanes, vectors, cells in heights:
-        if cells / _rows_efficiency(lanes, vectors, target) <= _CLOSE * best:
-            yield from _rows_variants(work, (lanes, vectors), cells, target)
+    heights = _row_heights(work, pattern, target)
+    best = heights[0][0]
+    for cost, shape, cells in heights:
+        if cost <= _CLOSE * best:
+            yield from _rows_variants(work, shape, cells, target)
     if not channels_in_order or not is_scattered(pattern):
         return
     lanes, vectors = target.lanes, 2

@@ -1,10 +1,8 @@
 """Every schedule of a layer that the kernels have and that the cost model does not rule out.
 
-    rows     vectors of rows 1 to 4, or half a vector; every tile of pixels that fits the registers; what the threads
-             share; how many tiles run under one block; prefetch; blocks of the groups' rows or of neighbouring rows
-    pixels   rows 1 to 16; every number of vectors that fits the registers; what the threads share
-
-The model adds to `schedules` what a tile with few accumulators loses to the latency of the multiply-adders.
+rows     vectors of rows 1 to 4, or half a vector; every tile of pixels that fits the registers; what the threads
+share; how many tiles run under one block; prefetch; blocks of the groups' rows or of neighbouring rows
+pixels   rows 1 to 16; every number of vectors that fits the registers; what the threads share
 """
 
 from __future__ import annotations
@@ -18,12 +16,9 @@ from fxprune.codegen.cpu import pixel_tiles, rows
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import in_order, is_scattered, padded_stored
-from fxprune.codegen.schedules import Candidate, most_pixel_vectors, pixel_lanes, pixel_orders, predict_us
+from fxprune.codegen.schedules import Candidate, most_pixel_vectors, pixel_lanes, pixel_orders, predict_us, waiting
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Workload
-
-_ACCUMULATORS = 12
-"""Accumulators below which the multiply-adders wait for their own results: latency 4 times two a cycle, some slack."""
 
 _TILE_LINES = (1, 2, 4)
 """Lines of pixels in a tile."""
@@ -56,9 +51,9 @@ def rows_space(
         height = lanes * vectors
         stored = in_order(pattern, height, work.shape.groups) if in_place else pattern
         for tile in _row_tiles(work, vectors, target):
-            waiting = max(1.0, _ACCUMULATORS / (tile[0] * tile[1] * vectors))
             cells = padded_stored(stored, height)
-            predicted = waiting * predict_us(cells, rows.computed_pixels(work, tile), height, target)
+            predicted = predict_us(cells, rows.computed_pixels(work, tile), height, target)
+            predicted *= waiting(tile[0] * tile[1] * vectors)
             for schedule in _row_orders(work, lanes, vectors, tile):
                 yield Candidate(replace(schedule, ordered=in_place), predicted)
 
@@ -94,8 +89,7 @@ def pixels_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) ->
     for height in _PIXEL_ROWS:
         cells = padded_stored(pattern, height)
         for vectors in range(1, most_pixel_vectors(work, lanes, height, target) + 1):
-            waiting = max(1.0, _ACCUMULATORS / (vectors * height))
             for split, by_block in pixel_orders(work, lanes, vectors):
                 schedule = PixelsSchedule(lanes, height, vectors, split, by_block)
                 predicted = predict_us(cells, pixel_tiles.computed_pixels(work, schedule), height, target)
-                yield Candidate(schedule, waiting * predicted)
+                yield Candidate(schedule, waiting(vectors * height) * predicted)
