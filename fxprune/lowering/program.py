@@ -18,7 +18,7 @@ from fxprune.codegen.kernel import BoundKernel, BoundUnary, LayerKernel, make_ke
 from fxprune.codegen.memory import Pool, rounded
 from fxprune.codegen.schedules import refit
 from fxprune.codegen.target import CpuTarget
-from fxprune.codegen.workload import Layout
+from fxprune.codegen.workload import LINE_CELLS, Layout
 from fxprune.debug import dump_text
 from fxprune.layer import Layer
 from fxprune.lowering.chain import chain_kernels
@@ -323,6 +323,15 @@ def _share_buffers(items: Iterable[_Item]) -> list[list[_Item]]:
     return list(groups.values())
 
 
+def _centre(scratch: torch.Tensor, item: _Lowered) -> torch.Tensor:
+    """Return the middle of the scratch, so that the parts of two threads meet at one place in all kernels.
+
+    Lines that one core wrote last and the other writes next have to travel.
+    """
+    spare = (scratch.numel() - item.kernel.scratch_cells) // 2
+    return scratch[spare // LINE_CELLS * LINE_CELLS :]
+
+
 def _bind_kernels(
     result: fx.GraphModule,
     lowered: Mapping[fx.Node, _Lowered],
@@ -342,7 +351,7 @@ def _bind_kernels(
         if placement.staged:
             x = stages[item.new].buffer
         residual = arena[residual_source] if residual_source is not None else None
-        bound = BoundKernel(library[item.function], item.kernel, x, arena[node], residual, scratch, pool)
+        bound = BoundKernel(library[item.function], item.kernel, x, arena[node], residual, _centre(scratch, item), pool)
         output = buffer_view(arena[node], work.y, layer.dims, layer.output_shape)
         x_port = Port(work.x, layer.kind, layer.dims) if x is None else None
         needed = work.own_residual if residual is None else None
