@@ -1,8 +1,11 @@
 """Every schedule of a layer that the kernels have and that the cost model does not rule out.
 
-rows     vectors of rows 1 to 4, or half a vector; every tile of pixels that fits the registers; what the threads
-share; how many tiles run under one block; prefetch; blocks of the groups' rows or of neighbouring rows
-pixels   rows 1 to 16; every number of vectors that fits the registers; what the threads share
+    rows     vectors of rows 1 to 4, or half a vector; every tile of pixels that fits the registers; what the threads
+             share; how many tiles run under one block; prefetch; blocks of the groups' rows or of neighbouring rows
+    pixels   rows 1 to 16; every number of vectors that fits the registers; what the threads share; the order of tiles
+             and blocks
+
+The model adds to `schedules` what a tile with few accumulators loses to the latency of the multiply-adders.
 """
 
 from __future__ import annotations
