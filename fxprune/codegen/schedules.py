@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.cpu import pixel_tiles, rows
@@ -296,22 +295,23 @@ def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarge
         cells = padded_stored(pattern, height)
         most = most_pixel_vectors(work, lanes, height, target)
         for vectors in dict.fromkeys(min(count, most) for count in _PIXEL_TILES[height] if most):
-            for split, by_block in pixel_orders(work, lanes, vectors):
-                schedule = PixelsSchedule(lanes, height, vectors, split, by_block)
+            for schedule in pixel_schedules(work, lanes, height, vectors):
                 predicted = predict_us(cells, pixel_tiles.computed_pixels(work, schedule), height, target)
                 yield Candidate(schedule, predicted)
 
 
-def pixel_orders(work: Workload, lanes: int, vectors: int) -> list[tuple[Literal["pixels", "blocks"], bool]]:
-    """Return what threads may share within an image, and whether they then go block by block.
+def pixel_schedules(work: Workload, lanes: int, height: int, vectors: int) -> list[PixelsSchedule]:
+    """Return the schedules of one tile: what threads may share within an image, and in which order.
 
     A batch as large as the threads is shared by image. Outputs that stay in the caches need not be written in long
     runs; alone a layer may then be as fast block by block, yet not in a model, where its input lies further away.
     """
+    by_pixels = PixelsSchedule(lanes, height, vectors, "pixels")
+    by_block, sharing_blocks = replace(by_pixels, by_block=True), replace(by_pixels, split="blocks")
     if work.shape.batch >= work.threads:
-        return [("pixels", False), ("pixels", True)]
-    if pixel_tiles.tiles_of(work, PixelsSchedule(lanes, 1, vectors, "pixels")) < 2 * work.threads:
-        return [("blocks", False)]
-    is_large = work.y.numel > work.threads * _CACHE_CELLS
-    long_runs: list[tuple[Literal["pixels", "blocks"], bool]] = [("pixels", True)] if is_large else []
-    return [("pixels", False), *long_runs, ("blocks", False)]
+        return [by_pixels, by_block]
+    if pixel_tiles.tiles_of(work, by_pixels) < 2 * work.threads:
+        return [sharing_blocks]
+    if work.y.numel > work.threads * _CACHE_CELLS:
+        return [by_pixels, by_block, sharing_blocks]
+    return [by_pixels, sharing_blocks]

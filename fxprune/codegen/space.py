@@ -16,10 +16,9 @@ from dataclasses import replace
 
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.cpu import pixel_tiles, rows
-from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import in_order, is_scattered, padded_stored
-from fxprune.codegen.schedules import Candidate, most_pixel_vectors, pixel_lanes, pixel_orders, predict_us, waiting
+from fxprune.codegen.schedules import Candidate, most_pixel_vectors, pixel_lanes, pixel_schedules, predict_us, waiting
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Workload
 
@@ -92,7 +91,6 @@ def pixels_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) ->
     for height in _PIXEL_ROWS:
         cells = padded_stored(pattern, height)
         for vectors in range(1, most_pixel_vectors(work, lanes, height, target) + 1):
-            for split, by_block in pixel_orders(work, lanes, vectors):
-                schedule = PixelsSchedule(lanes, height, vectors, split, by_block)
+            for schedule in pixel_schedules(work, lanes, height, vectors):
                 predicted = predict_us(cells, pixel_tiles.computed_pixels(work, schedule), height, target)
                 yield Candidate(schedule, waiting(vectors * height) * predicted)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from torch import fx
@@ -65,15 +66,15 @@ _FAMILIES: tuple[Family, ...] = ("rows", "pixels")
 
 @dataclass(frozen=True)
 class _Option:
-    """One way to run a layer.
+    """A kernel that could run a layer.
 
     Attributes:
-        candidate: What runs it; None = dense.
+        candidate: What runs it.
         time_us: Its own time, microseconds.
         exchange_us: What it adds to the model's time because other cores wrote its input or read its output.
     """
 
-    candidate: Candidate | None
+    candidate: Candidate
     time_us: float
     exchange_us: float = 0.0
 
@@ -122,14 +123,12 @@ def _recall(unique: Mapping[str, Trial], target: CpuTarget, known: Known) -> dic
         lacking = wanted - set(records) if known.needs_all else wanted and not set(records) - {DENSE}
         if lacking or dense is None or dense.seconds is None:
             continue
-        best: dict[str, _Option] = {}
-        for record in records.values():
-            candidate = None if record is dense or record.seconds is None else read_candidate(record)
-            if candidate is None or record.seconds is None:
-                continue
-            option, family = _option(trial, candidate, record.seconds * 1e6, target), family_of(candidate.schedule)
-            best[family] = min(best.get(family, option), option, key=_cost)
-        entries[kind] = _Entry(best, dense.seconds * 1e6, "recorded")
+        timed = [
+            (candidate, record.seconds)
+            for record in records.values()
+            if record is not dense and record.seconds is not None and (candidate := read_candidate(record)) is not None
+        ]
+        entries[kind] = _Entry(_find_best(trial, timed, target), dense.seconds * 1e6, "recorded")
     return entries
 
 
@@ -187,13 +186,13 @@ def _predict(unique: Mapping[str, Trial], target: CpuTarget) -> dict[str, _Entry
 
 def _measure(unique: Mapping[str, Trial], target: CpuTarget, known: Known | None) -> dict[str, _Entry]:
     """Time all candidates; those of all layers are built together, each layer is timed in turns with dense."""
-    found = {key: usual_candidates(trial, target) for key, trial in unique.items()}
-    flat = {key: [c for family in _FAMILIES for c in families[family]] for key, families in found.items()}
+    flat = {key: [*chain(*usual_candidates(trial, target).values())] for key, trial in unique.items()}
     rig, calls = build_trials([(trial, flat[key]) for key, trial in unique.items()], target)
     entries: dict[str, _Entry] = {}
     ready = [[*trials, rig.dense(trial.case)] for trial, trials in zip(unique.values(), calls, strict=True)]
     for (key, trial), (*times, dense) in zip(unique.items(), _time_in_passes(ready), strict=True):
-        entries[key] = _Entry(_fastest(trial, found[key], times, target), dense * 1e6, "measured")
+        best = _find_best(trial, zip(flat[key], times, strict=True), target)
+        entries[key] = _Entry(best, dense * 1e6, "measured")
         if known is not None and known.fills:
             known.add_trials(key, flat[key], times, dense)
         logger.debug("%s: dense %.1f us, %s", trial.case.annotation.name, dense * 1e6, entries[key].best)
@@ -211,21 +210,13 @@ def _time_in_passes(layers: Sequence[Sequence[Callable[[], object]]]) -> list[li
     return best
 
 
-def _fastest(
-    trial: Trial, found: Mapping[str, Sequence[Candidate]], times: Sequence[float], target: CpuTarget
-) -> dict[str, _Option]:
-    """Return the candidate of each family that costs least; `times` follow the families' order, seconds."""
-    rest = iter(times)
+def _find_best(trial: Trial, timed: Iterable[tuple[Candidate, float]], target: CpuTarget) -> dict[str, _Option]:
+    """Return the candidate of each family that costs least; `timed` holds candidates and their seconds."""
     best: dict[str, _Option] = {}
-    for family in _FAMILIES:
-        options = [_option(trial, candidate, next(rest) * 1e6, target) for candidate in found[family]]
-        if options:
-            best[family] = min(options, key=_cost)
+    for candidate, seconds in timed:
+        option, family = _option(trial, candidate, seconds * 1e6, target), family_of(candidate.schedule)
+        best[family] = min(best.get(family, option), option, key=lambda one: one.cost_us)
     return best
-
-
-def _cost(option: _Option) -> float:
-    return option.cost_us
 
 
 def _option(trial: Trial, candidate: Candidate, time_us: float, target: CpuTarget) -> _Option:
@@ -273,7 +264,6 @@ def _choose(case: Case, entry: _Entry, order: Family) -> Choice:
         reason = f"{verb} {listed}" if entry.best else _why_no_candidate(case, listed, verb)
         return Choice(None, reason, None if timed else entry.dense_us, dense_us, dense_us)
     option = entry.best[family]
-    assert option.candidate is not None
     candidate, measured = option.candidate, option.time_us if timed else None
     height = candidate.group_height
     return Choice(candidate.schedule, f"{verb} {listed}", candidate.predicted_us, measured, dense_us, height)

@@ -28,6 +28,7 @@ class Accumulators:
 
     Attributes:
         parts: The buffers.
+        vectors: Vectors for each value of the outer index.
     """
 
     def __init__(self, script: Script, outer: tuple[str, int], vectors: int, lanes: int) -> None:
@@ -42,6 +43,7 @@ class Accumulators:
         (index, count), cells = outer, vectors * lanes
         most = max(1, (STACK_BYTES - 1) // (4 * cells))
         self.parts: list[Part] = []
+        self.vectors = vectors
         for number, first in enumerate(range(0, count, most)):
             last = min(first + most, count)
             buffer, vector = f"acc{number}", f"(({index} - {first}) * {vectors} + k) * {lanes}"

@@ -130,31 +130,37 @@ class _PixelsWriter:
                     self._unit(image, base)
 
     def _threads_by_image(self) -> None:
-        """All threads work on one image and share its tiles or its blocks.
-
-        Each fills a scratch of its own with the lines that its tiles read: a cache line that two cores write costs more
-        than the copy of a plane. Threads that share blocks read all lines, and fill one scratch together.
-        """
-        channels, threads = self.work.shape.channels_in, self.work.threads
-        tiles, blocks = ("tile", self.tiles), ("b", self.problem.blocks)
+        """All threads work on one image and share its tiles or its blocks."""
         with self.script.block(f"for n in T.serial({self.work.shape.batch})"):
             if self.schedule.split == "blocks":
-                if not self.planes.in_place:
-                    with self.script.block(f"for t in T.parallel({threads})"):
-                        own = f"{channels} * t // {threads}", f"{channels} * (t + 1) // {threads}"
-                        self._fill("n", "0", own, self.all_lines)
-                with self.script.block(f"for t in T.parallel({threads})"):
-                    begin_asking(self.script)
-                    with self.script.loops(*own_units(blocks, tiles)):
-                        self._unit("n", "0")
-                return
-            base = f"t * {self.image_cells}"
+                self._share_blocks()
+            else:
+                self._share_pixels()
+
+    def _share_blocks(self) -> None:
+        """Threads fill one scratch together, for each of them reads all lines, then share the blocks of image `n`."""
+        channels, threads = self.work.shape.channels_in, self.work.threads
+        if not self.planes.in_place:
             with self.script.block(f"for t in T.parallel({threads})"):
-                begin_asking(self.script)
-                self._fill("n", base, self.all_channels, self._own_lines())
-                units = own_units_swapped if self.schedule.by_block else own_units
-                with self.script.loops(*units(tiles, blocks)):
-                    self._unit("n", base)
+                own = f"{channels} * t // {threads}", f"{channels} * (t + 1) // {threads}"
+                self._fill("n", "0", own, self.all_lines)
+        with self.script.block(f"for t in T.parallel({threads})"):
+            begin_asking(self.script)
+            with self.script.loops(*own_units(("b", self.problem.blocks), ("tile", self.tiles))):
+                self._unit("n", "0")
+
+    def _share_pixels(self) -> None:
+        """Threads share the tiles of image `n`, each with a scratch of its own for the lines that its tiles read.
+
+        A cache line that two cores write costs more than the copy of a plane.
+        """
+        base = f"t * {self.image_cells}"
+        with self.script.block(f"for t in T.parallel({self.work.threads})"):
+            begin_asking(self.script)
+            self._fill("n", base, self.all_channels, self._own_lines())
+            units = own_units_swapped if self.schedule.by_block else own_units
+            with self.script.loops(*units(("tile", self.tiles), ("b", self.problem.blocks))):
+                self._unit("n", base)
 
     def _fill(self, image: str, base: str, channels: tuple[str, str], lines: tuple[str, str]) -> None:
         """Fill a scratch with some lines of some channels; a kernel that reads its input in place has none."""
@@ -203,9 +209,9 @@ class _PixelsWriter:
         for name in TEMPORARIES:
             script.allocate(name, lanes)
         if whole:
-            self._store_whole(tile, image, vectors)
+            self._store_whole(tile, image)
         else:
-            self._store_lines(tile, image, vectors)
+            self._store_lines(tile, image)
 
     def _ask_for_cells(self, column: str, vectors: int) -> None:
         """Ask for the cells of a later column, of this block or of the next.
@@ -224,11 +230,11 @@ class _PixelsWriter:
         n_step, c_step, *_ = self.work.y.strides
         return f"ROWS[b * {self.schedule.rows} + r] * {c_step} + {image} * {n_step}"
 
-    def _store_whole(self, tile: Accumulators, image: str, vectors: int) -> None:
+    def _store_whole(self, tile: Accumulators, image: str) -> None:
         """Store vectors whose lanes are neighbouring pixels."""
         script, schedule = self.script, self.schedule
         target = f"{self._row(image)} + pos[0] + k * {schedule.lanes} + v"
-        heads = (f"for k in T.unroll({vectors})", f"for v in T.vectorized({schedule.lanes})")
+        heads = (f"for k in T.unroll({tile.vectors})", f"for v in T.vectorized({schedule.lanes})")
         for part in tile.parts:
             with script.loops(part.outer, "if r < COUNT[b]", *heads):
                 if self.work.residual:
@@ -253,18 +259,18 @@ class _PixelsWriter:
                 for part, value in enumerate((low, high, start)):
                     self.script.add(f"edge[k * {3 * pieces} + {3 * piece + part}] = {value}")
 
-    def _store_lines(self, tile: Accumulators, image: str, vectors: int) -> None:
+    def _store_lines(self, tile: Accumulators, image: str) -> None:
         """Store the lanes of every vector piece by piece, a piece for every line that they belong to."""
         script, lanes = self.script, self.schedule.lanes
         pieces = 1 + (lanes + self.planes.pitch - 2) // self.planes.pitch
-        self._find_edges(pieces, vectors)
+        self._find_edges(pieces, tile.vectors)
         script.allocate("out", lanes)
         lane, whole = f"T.Ramp(0, 1, {lanes})", f"out[T.Ramp(0, 1, {lanes})]"
         edges = [[f"edge[k * {3 * pieces} + {3 * piece + part}]" for part in range(3)] for piece in range(pieces)]
         masks = [f"T.And({lane} >= T.Broadcast({a}, {lanes}), {lane} < T.Broadcast({b}, {lanes}))" for a, b, _ in edges]
         targets = [f"{self._row(image)} + {start}" for *_, start in edges]
         for part in tile.parts:
-            with script.loops(part.outer, "if r < COUNT[b]", f"for k in T.unroll({vectors})"):
+            with script.loops(part.outer, "if r < COUNT[b]", f"for k in T.unroll({tile.vectors})"):
                 script.add(f"{whole} = {part.whole}")
                 self._store_pieces(whole, list(zip(masks, targets, strict=True)))
 
