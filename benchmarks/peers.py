@@ -6,11 +6,12 @@ and the settings under which it is fastest. It folds batch norms and fuses epilo
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -199,12 +200,18 @@ class CompiledForward:
         return y
 
 
-def _build_fxprune(setting: Setting) -> Forward:
+def _build_fxprune(setting: Setting, seconds: float | None = None, database: Path | None = None) -> Forward:
     import fxprune
 
     problem = setting.problem
-    options = {"threads": setting.threads}
-    compiled = fxprune.compile(problem.model, problem.masks, example_inputs=(problem.x,), options=options)
+    compiled = fxprune.compile(
+        problem.model,
+        problem.masks,
+        example_inputs=(problem.x,),
+        tune=seconds,
+        database=database or setting.folder / "records.jsonl",  # never what this machine's user has tuned
+        options={"threads": setting.threads},
+    )
     return CompiledForward(compiled, problem.x)
 
 
@@ -227,3 +234,15 @@ PEERS = (
     Peer("fxprune", "fxprune", False, 1e-5, _build_fxprune, "measured selection"),
 )
 """All peers, in the order in which they are built; fxprune last."""
+
+
+def tuned(peer: Peer, seconds: float, database: Path | None = None) -> Peer:
+    """Return the fxprune peer with a search before it compiles; its build time includes the search.
+
+    Args:
+        peer: The peer as it is in `PEERS`.
+        seconds: How long the search lasts at most.
+        database: Its records; what they have is not measured again. None: a file of this build alone.
+    """
+    build = functools.partial(_build_fxprune, seconds=seconds, database=database)
+    return replace(peer, build=build, settings=f"tuned for at most {seconds:g} s")

@@ -22,7 +22,7 @@ from benchmarks.console import format_machine, make_on_step, open_progress, prin
 from benchmarks.masks import STRUCTURES
 from benchmarks.measure import Bench
 from benchmarks.models import MODELS
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, Peer, tuned
 from benchmarks.plot import draw_run
 from benchmarks.result import CaseResult, start_run
 from benchmarks.timing import Schedule
@@ -33,12 +33,12 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 0, or 1 if an engine that ran gave a wrong output or fxprune did not run."""
-    options = build_parser().parse_args(arguments)
+    options = read_options(arguments)
     cases = list_cases(options)
     run = start_run(options.threads, Schedule(rounds=options.rounds))
     output = options.output or RESULTS / f"{'-'.join(options.model)}-{run.date[:19].replace(':', '')}.json"
     console = Console()
-    bench = Bench([peer for peer in PEERS if peer.name in options.peers], options.threads, run.schedule)
+    bench = Bench(choose_peers(options), options.threads, run.schedule)
     steps = len(cases) * (bench.count_steps() + len(options.peers) * options.alone)
     with open_progress(console) as progress:
         on_step = make_on_step(progress, steps)
@@ -55,6 +55,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         draw_run(run, output.with_suffix(".png"))
         console.print(f"drawn: {output.with_suffix('.png')}", soft_wrap=True)
     return int(any(is_bad(result) for result in run.cases))
+
+
+def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; end the process with code 2 where it makes no sense."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.tune is None and options.database is not None:
+        parser.error("--database is the file of a search's records; it needs --tune SECONDS")
+    if options.tune is not None and options.alone:
+        parser.error("--alone compiles once more, in another process and without a search; leave out --alone or --tune")
+    return options
+
+
+def choose_peers(options: argparse.Namespace) -> list[Peer]:
+    """Return the engines that were asked for, fxprune with a search if that was asked for."""
+    peers = [peer for peer in PEERS if peer.name in options.peers]
+    if options.tune is None:
+        return peers
+    return [peer if peer.dense else tuned(peer, options.tune, options.database) for peer in peers]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,6 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=10, help="interleaved rounds (10)")
     add("--threads", type=int, default=threads, help=f"threads of every engine ({threads})")
     add("--peers", nargs="+", choices=names, default=names, metavar="NAME", help=f"engines ({' '.join(names)})")
+    add("--tune", type=float, metavar="SECONDS", help="let fxprune search so long before it compiles (no search)")
+    add("--database", type=Path, metavar="FILE", help="records of the search, which are added to (a fresh file)")
     add("--alone", action="store_true", help="time each engine once more in a process of its own")
     add("--plot", action="store_true", help="draw the result to a PNG beside the JSON file")
     add("--output", type=Path, metavar="FILE", help="the JSON file (benchmarks/results/...)")

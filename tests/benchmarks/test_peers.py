@@ -14,7 +14,7 @@ from benchmarks.case import Case, Problem
 from benchmarks.console import format_summary, format_table
 from benchmarks.masks import make_masks
 from benchmarks.measure import Bench
-from benchmarks.peers import PEERS, Forward, Peer, PeerError, Setting, build_peer
+from benchmarks.peers import PEERS, Forward, Peer, PeerError, Setting, build_peer, tuned
 from benchmarks.timing import Schedule
 from tests.benchmarks.tiny import CASE, build_tiny_problem
 
@@ -37,6 +37,12 @@ def test_eager_gives_the_masked_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["compile", "fxprune"])
 def test_compiled_peers_give_the_masked_output(name: str, tmp_path: Path) -> None:
     check(BY_NAME[name], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_tuned_peer_records_its_search(tmp_path: Path) -> None:
+    check(tuned(BY_NAME["fxprune"], 5.0, tmp_path / "kept.jsonl"), tmp_path)
+    assert (tmp_path / "kept.jsonl").stat().st_size > 0
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])

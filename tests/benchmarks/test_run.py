@@ -32,6 +32,23 @@ def test_sweeps_span_all_values_and_rows_only_where_they_matter() -> None:
     assert spans == sorted(spans, key=spans.index)  # cases that share dense peers lie side by side
 
 
+def test_a_search_is_fxprunes_alone_and_is_told(tmp_path: Path) -> None:
+    options = run.read_options(["--tune", "60", "--database", str(tmp_path / "records.jsonl")])
+    told = {peer.name: peer.settings for peer in run.choose_peers(options)}
+    plain = {peer.name: peer.settings for peer in run.choose_peers(run.read_options([]))}
+    assert told == plain | {"fxprune": "tuned for at most 60 s"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("--database records.jsonl", "needs --tune SECONDS"), ("--tune 60 --alone", "leave out --alone or --tune")],
+)
+def test_options_that_need_or_exclude_a_search(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run.read_options(words.split())
+    assert told in capsys.readouterr().err
+
+
 def test_main_writes_json_and_png_and_returns_one_without_fxprune(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
