@@ -50,7 +50,8 @@ _CLOSE = 1.1
 """Block heights predicted within this factor of the best are worth a measurement."""
 
 _SCATTERED = 3.0
-"""Blocks in order are worth a measurement if they are predicted within this factor of the best scattered ones."""
+"""Blocks of neighbouring rows are worth a measurement if they are predicted within this factor of the best blocks whose
+rows would be stored one by one."""
 
 _CACHE_CELLS = 2**18
 """float32 cells, 1 MB, of an activation that no longer stays in the L2 cache of a core."""
@@ -225,22 +226,30 @@ def rows_candidates(
         pattern: Its row groups.
         target: The CPU.
         channels_in_order: Whether the output's channels lie in order, so that rows that are no neighbours are stored
-            one by one: then blocks in order are worth more cells.
+            one by one: then blocks of neighbouring rows are worth more cells.
     """
     heights = _row_heights(work, pattern, target)
     best = heights[0][0]
     for cost, shape, cells in heights:
         if cost <= _CLOSE * best:
             yield from _rows_variants(work, shape, cells, target)
-    if not channels_in_order or not is_scattered(pattern):
+    cost, (lanes, vectors), cells = min(_neighbours(work, pattern, vectors, target) for vectors in (2, 1))
+    scattered = is_scattered(pattern)
+    if not scattered and cells == padded_stored(pattern, lanes * vectors):
         return
-    lanes, vectors = target.lanes, 2
-    ordered = in_order(pattern, lanes * vectors, work.shape.groups)
-    cells = padded_stored(ordered, lanes * vectors)
-    if cells / _efficiency(lanes * vectors) <= _SCATTERED * best:
+    if cost <= (_SCATTERED if scattered and channels_in_order else _CLOSE) * best:
         for candidate in _rows_variants(work, (lanes, vectors), cells, target):
             assert isinstance(candidate.schedule, RowsSchedule)
             yield replace(candidate, schedule=replace(candidate.schedule, ordered=True))
+
+
+def _neighbours(
+    work: Workload, pattern: RowGroupPattern, vectors: int, target: CpuTarget
+) -> tuple[float, tuple[int, int], int]:
+    """Return (cost, (lanes, vectors), padded cells) of blocks of neighbouring rows."""
+    height = target.lanes * vectors
+    cells = padded_stored(in_order(pattern, height, work.shape.groups), height)
+    return cells / _efficiency(height), (target.lanes, vectors), cells
 
 
 def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: CpuTarget) -> Iterator[Candidate]:

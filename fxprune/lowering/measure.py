@@ -12,7 +12,7 @@ from fxprune.codegen.build import Library
 from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.memory import Pool, rounded
-from fxprune.codegen.schedules import Candidate, may_overwrite
+from fxprune.codegen.schedules import Candidate, may_overwrite, stored_pattern
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Halo, Layout, Workload, spread_channels
 from fxprune.lowering.choice import Case, family_of
@@ -75,23 +75,21 @@ class Trial:
     last_reader: bool
 
 
-def trial_workload(trial: Trial, family: str, threads: int, height: int) -> Workload:
+def trial_workload(trial: Trial, family: str, threads: int, lanes: int | None = None) -> Workload:
     """Return the workload of a layer on its own.
 
     Args:
         trial: The layer.
         family: "rows" or "pixels".
         threads: Threads of the kernel.
-        height: Rows of a block.
+        lanes: Lanes of all blocks, if the output's channels lie in their order; None = the layer's channels.
     """
     shape, layer = trial.case.shape, trial.case.layer
-    out = shape.channels_out
     if family == "pixels":
         x = Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in)
         y = Layout("nchw", shape.batch, shape.channels_out, shape.spatial_out)
     else:
-        out = spread_channels(out)
-        channels = spread_channels(packed_lanes(trial.case.pattern, height)) if trial.private else out
+        channels = spread_channels(shape.channels_out if lanes is None else lanes)
         x = Layout("nhwc", shape.batch, spread_channels(shape.channels_in), shape.spatial_in, trial.x_halo)
         y = Layout("nhwc", shape.batch, channels, shape.spatial_out, trial.y_halo)
     return Workload(shape, x, y, y if layer.residual else None, layer.activation, layer.activation_args, threads)
@@ -105,8 +103,11 @@ def candidate_workload(trial: Trial, candidate: Candidate, threads: int) -> Work
         candidate: What runs it.
         threads: Threads of the kernel.
     """
-    schedule = candidate.schedule
-    work = trial_workload(trial, family_of(schedule), threads, schedule.height)
+    schedule, case, family = candidate.schedule, trial.case, family_of(candidate.schedule)
+    lanes = None
+    if trial.private and family == "rows":
+        lanes = packed_lanes(stored_pattern(case.pattern, schedule, case.shape.groups), schedule.height)
+    work = trial_workload(trial, family, threads, lanes)
     return replace(work, in_place=trial.last_reader and may_overwrite(schedule, work))
 
 

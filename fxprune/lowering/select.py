@@ -45,8 +45,9 @@ _HOPELESS = 1.6
 """A family whose best prediction is this many times the dense prediction is not measured; nor are Winograd kernels
 beside row-lane kernels, or those beside them, whose best prediction is so much less."""
 
-_CLOSE = 1.1
-"""A family is measured if its best prediction is within this factor of the other's."""
+_CLOSE, _CLOSE_TO_SHORT, _SHORT = 1.1, 2.5, 4
+"""A family is measured if its best prediction is within the first factor of the other's, or within the second where
+that is for blocks of fewer rows: those wait for their inputs, and may take longer than a layer computed whole."""
 
 _EXCHANGE_RATE = 15e3
 """Bytes a microsecond that a core reads of what another one has written; 12 to 17 GB/s on an Intel Xeon."""
@@ -137,7 +138,7 @@ def usual_candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidat
     case = trial.case
     if case.pattern.density == 1 and case.weight.size > _LARGEST_FULL:
         return {family: [] for family in _FAMILIES}
-    flat = trial_workload(trial, "rows", target.threads, 1)
+    flat = trial_workload(trial, "rows", target.threads)
     if is_depthwise(case.layer):
         return {"rows": list(depthwise_candidates(flat, target)), "pixels": []}
     rows = _without_hopeless(
@@ -145,7 +146,7 @@ def usual_candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidat
         list(winograd_candidates(flat, target)),
         is_full=case.pattern.density == 1,
     )
-    work = trial_workload(trial, "pixels", target.threads, 1)
+    work = trial_workload(trial, "pixels", target.threads)
     planes = [] if case.layer.kind == "linear" else list(pixels_candidates(work, case.pattern, target))
     dense = predict_dense_us(work, target)
     found = {"rows": rows, "pixels": planes}
@@ -153,11 +154,16 @@ def usual_candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidat
         candidates.sort(key=lambda candidate: candidate.predicted_us)
         if candidates and candidates[0].predicted_us > _HOPELESS * dense:
             found[family] = []
-    best = min((candidates[0].predicted_us for candidates in found.values() if candidates), default=0.0)
+    most = min((_close_to(candidates[0]) for candidates in found.values() if candidates), default=0.0)
     return {
-        family: [] if candidates and candidates[0].predicted_us > _CLOSE * best else candidates
+        family: [] if candidates and candidates[0].predicted_us > most else candidates
         for family, candidates in found.items()
     }
+
+
+def _close_to(best: Candidate) -> float:
+    """Return the longest prediction that is worth a measurement beside this one of the other family."""
+    return best.predicted_us * (_CLOSE if best.schedule.height >= _SHORT else _CLOSE_TO_SHORT)
 
 
 def _without_hopeless(rows: list[Candidate], fast: list[Candidate], *, is_full: bool) -> list[Candidate]:
@@ -179,7 +185,7 @@ def _predict(unique: Mapping[str, Trial], target: CpuTarget) -> dict[str, _Entry
             for family, candidates in found.items()
             if candidates
         }
-        dense = predict_dense_us(trial_workload(trial, "rows", target.threads, 1), target)
+        dense = predict_dense_us(trial_workload(trial, "rows", target.threads), target)
         entries[key] = _Entry(best, dense, "predicted")
     return entries
 

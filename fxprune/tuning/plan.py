@@ -63,13 +63,13 @@ def _search_space(trial: Trial, target: CpuTarget) -> Iterator[tuple[Candidate, 
         at = replace(trial, case=cover_at(trial.case, height))
         if height is not None and at.case.pattern == trial.case.pattern:
             continue
-        flat = trial_workload(at, "rows", target.threads, 1)
+        flat = trial_workload(at, "rows", target.threads)
         rows = rows_space(flat, at.case.pattern, target, channels_in_order=not trial.private)
         yield from ((replace(candidate, group_height=height), at) for candidate in rows)
         if height is None:
             yield from ((candidate, at) for candidate in winograd_space(flat, target))
         if trial.case.layer.kind != "linear":
-            planes = pixels_space(trial_workload(at, "pixels", target.threads, 1), at.case.pattern, target)
+            planes = pixels_space(trial_workload(at, "pixels", target.threads), at.case.pattern, target)
             yield from ((replace(candidate, group_height=height), at) for candidate in planes)
 
 

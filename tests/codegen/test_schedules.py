@@ -206,3 +206,6 @@ def test_blocks_in_order_are_tried_where_rows_would_be_stored_one_by_one() -> No
     assert ordered(draw_pattern(shape, (32,)), channels_in_order=True) == 0
     cells = draw_pattern(shape, (1,), 0.02)
     assert ordered(cells, channels_in_order=True) == 0, "nearly dense blocks for a few cells"
+    short = draw_pattern(shape, (1,), 0.5)
+    assert ordered(short, channels_in_order=True) > 0, "single rows fill a vector only together"
+    assert ordered(short, channels_in_order=False) > 0

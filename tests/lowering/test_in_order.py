@@ -10,11 +10,13 @@ from torch import nn
 
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.schedules import Candidate, rows_candidates
-from tests.compiling import channels, check, draw_masks, force_kernels, row_groups, shuffled
+from tests.compiling import cells, channels, check, draw_masks, force_kernels, row_groups, shuffled
 from tests.test_compile import residual
 
+KINDS = {"rows": channels, "groups": shuffled(row_groups(12)), "cells": cells(0.5)}
 
-@pytest.mark.parametrize("kind", ["rows", "groups"])
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_blocks_in_order_are_exact(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def only_ordered(*args: object, **options: object) -> Iterator[Candidate]:
         found = list(rows_candidates(*args, **options))  # type: ignore[arg-type]
@@ -24,7 +26,7 @@ def test_blocks_in_order_are_exact(kind: str, monkeypatch: pytest.MonkeyPatch) -
     force_kernels(monkeypatch, "rows")
     monkeypatch.setattr("fxprune.lowering.select.rows_candidates", only_ordered)
     model: nn.Module = residual().eval()
-    masks = draw_masks(model, channels if kind == "rows" else shuffled(row_groups(12)))
+    masks = draw_masks(model, KINDS[kind])
     compiled = check(model, masks, torch.randn(2, 3, 9, 7))
     ran = [layer for layer in compiled.report.layers if layer.kernel.endswith("in order")]
     assert ran, str(compiled.report)

@@ -27,7 +27,7 @@ def target() -> CpuTarget:
 
 def test_every_point_is_legal(target: CpuTarget) -> None:
     _, trial = first_trial(target)
-    work = trial_workload(trial, "rows", 2, 1)
+    work = trial_workload(trial, "rows", 2)
     found = list(rows_space(work, trial.case.pattern, target))
     schedules = [candidate.schedule for candidate in found]
     assert len(set(schedules)) == len(schedules) > 100
@@ -35,7 +35,7 @@ def test_every_point_is_legal(target: CpuTarget) -> None:
         assert isinstance(schedule, RowsSchedule)
         assert rows.fits(work, schedule.tile)
         assert schedule.vectors * (schedule.tile[0] * schedule.tile[1] + 1) <= target.registers
-    work = trial_workload(trial, "pixels", 2, 1)
+    work = trial_workload(trial, "pixels", 2)
     planes = [candidate.schedule for candidate in pixels_space(work, trial.case.pattern, target)]
     assert len(set(planes)) == len(planes) > 20
     for schedule in planes:
