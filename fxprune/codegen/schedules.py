@@ -15,7 +15,7 @@ from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, is_depthwise
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, phase_products
-from fxprune.codegen.format import full_pattern, in_order, is_scattered, padded_stored
+from fxprune.codegen.format import full_pattern, in_order, is_scattered, packed_lanes, padded_stored
 from fxprune.codegen.target import EFFICIENCY, CpuTarget
 from fxprune.codegen.workload import ConvShape, Workload
 
@@ -189,6 +189,17 @@ def stored_pattern(pattern: RowGroupPattern, schedule: object, conv_groups: int)
         return in_order(pattern, schedule.height, conv_groups)
     whole = isinstance(schedule, DepthwiseSchedule | WinogradSchedule)
     return full_pattern(pattern.shape, conv_groups) if whole else pattern
+
+
+def block_lanes(pattern: RowGroupPattern, schedule: Schedule, conv_groups: int) -> int:
+    """Count the lanes of all blocks that a kernel stores: channels of an output that lies in the order of the blocks.
+
+    Args:
+        pattern: The layer's row groups.
+        schedule: Options of the kernel.
+        conv_groups: Groups of the convolution.
+    """
+    return packed_lanes(stored_pattern(pattern, schedule, conv_groups), schedule.height)
 
 
 def executed_share(schedule: object, shape: ConvShape) -> float:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from fxprune.codegen.build import Library
-from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.memory import Pool, rounded
-from fxprune.codegen.schedules import Candidate, may_overwrite, stored_pattern
+from fxprune.codegen.schedules import Candidate, block_lanes, may_overwrite
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Halo, Layout, Workload, spread_channels
 from fxprune.lowering.choice import Case, family_of
@@ -104,9 +103,8 @@ def candidate_workload(trial: Trial, candidate: Candidate, threads: int) -> Work
         threads: Threads of the kernel.
     """
     schedule, case, family = candidate.schedule, trial.case, family_of(candidate.schedule)
-    lanes = None
-    if trial.private and family == "rows":
-        lanes = packed_lanes(stored_pattern(case.pattern, schedule, case.shape.groups), schedule.height)
+    grouped = trial.private and family == "rows"
+    lanes = block_lanes(case.pattern, schedule, case.shape.groups) if grouped else None
     work = trial_workload(trial, family, threads, lanes)
     return replace(work, in_place=trial.last_reader and may_overwrite(schedule, work))
 

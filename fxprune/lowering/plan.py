@@ -16,9 +16,8 @@ import torch
 from torch import fx
 
 from fxprune.annotation import RowGroupPattern
-from fxprune.codegen.format import packed_lanes
 from fxprune.codegen.memory import rounded
-from fxprune.codegen.schedules import stored_pattern
+from fxprune.codegen.schedules import block_lanes
 from fxprune.codegen.workload import LINE_CELLS, NO_HALO, ConvShape, Halo, Layout, Workload, spread_channels
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
@@ -146,7 +145,7 @@ def plan_layouts(
         private = family == "rows" and is_private(node, layers, families)
         channels = shape.channels_out
         if private:
-            channels = packed_lanes(stored_pattern(patterns[node], schedule, shape.groups), schedule.height)
+            channels = block_lanes(patterns[node], schedule, shape.groups)
         if family == "rows" and any(user in pools or families.get(user) == "rows" for user in node.users):
             channels = spread_channels(channels)
         halo = wanted_halo(node, _kind(layer), layers, shapes, families) if family == "rows" else NO_HALO
