@@ -14,6 +14,9 @@ STRUCTURES = ("exact", "refill", "refill+", "regroup")
 """What `structure` may be: the mask as it is; whole rows; a fifth of the other rows in addition; row groups."""
 
 
+PRECISIONS = ("ieee", "tf32")
+"""What `options["precision"]` may be, in torch's words: strict float32, or float32 as TF32 on tensor cores."""
+
 LEVELS = ("off", "default", "max")
 """What `tune` may be, besides a number of seconds."""
 
@@ -25,10 +28,12 @@ class Options:
     Attributes:
         measure: Choose kernels by timing them on this machine; False trusts the cost model.
         threads: Threads of the kernels; None = as many as torch uses.
+        precision: What layers of float32 are computed with on a GPU, "ieee" or "tf32".
     """
 
     measure: bool = True
     threads: int | None = None
+    precision: str = "ieee"
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,11 @@ def read_options(options: Mapping[str, object] | None) -> Options:
         raise UnsupportedError(f"options['measure'] is {measure!r}; it needs True or False.")
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise UnsupportedError(f"options['threads'] is {threads!r}; it needs a whole number from 1 up.")
-    return Options(measure, threads)
+    precision = options.get("precision", "ieee")
+    if precision not in PRECISIONS:
+        wanted = " or ".join(map(repr, PRECISIONS))
+        raise UnsupportedError(f"options['precision'] is {precision!r}; it needs {wanted}.")
+    return Options(measure, threads, str(precision))
 
 
 def read_example_inputs(example_inputs: torch.Tensor | tuple[object, ...] | None) -> tuple[object, ...] | None:

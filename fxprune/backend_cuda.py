@@ -11,7 +11,7 @@ from torch import fx
 
 from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.codegen.cuda.device import find_gpu
-from fxprune.codegen.cuda.target import ARCHITECTURES, CudaTarget, find_arch, read_cuda_target
+from fxprune.codegen.cuda.target import ARCHITECTURES, CudaTarget, Precision, find_arch, read_cuda_target
 from fxprune.codegen.cuda.tensor_tile import TensorSchedule
 from fxprune.codegen.cuda.tile import ColumnsSchedule
 from fxprune.codegen.target import check_versions
@@ -34,18 +34,19 @@ from fxprune.report import LayerReport, MaskFacts
 logger = logging.getLogger(__name__)
 
 
-def prepare_target(target: str | Mapping[str, object]) -> CudaTarget:
+def prepare_target(target: str | Mapping[str, object], precision: Precision) -> CudaTarget:
     """Read the target.
 
     Args:
         target: "cuda" for the GPU of this machine, or a target of kind cuda as a dict or JSON text.
+        precision: What layers of float32 may be computed with.
 
     Raises:
         UnsupportedError: The target is not supported; or it is "cuda", and there is no GPU here.
     """
     check_versions()
     if target != "cuda":
-        return read_cuda_target(json.loads(target) if isinstance(target, str) else target)
+        return read_cuda_target(json.loads(target) if isinstance(target, str) else target, precision)
     try:
         arch = find_arch(torch.cuda.get_device_capability(find_gpu()))
     except UnsupportedError as error:
@@ -53,7 +54,7 @@ def prepare_target(target: str | Mapping[str, object]) -> CudaTarget:
             f"target='cuda' is the GPU of this machine, and it cannot be used: {error} To compile for a GPU elsewhere, "
             f"name its architecture ({', '.join(ARCHITECTURES)}): target={{'kind': 'cuda', 'arch': 'sm_90a'}}."
         ) from error
-    return read_cuda_target({"kind": "cuda", "arch": arch})
+    return read_cuda_target({"kind": "cuda", "arch": arch}, precision)
 
 
 def build(
@@ -158,6 +159,11 @@ def _sum_up(choices: Mapping[fx.Node, CudaChoice], target: CudaTarget) -> str:
 
 def _name_units(choices: Mapping[fx.Node, CudaChoice]) -> str:
     """Say what the kernels compute with."""
-    kinds = {type(choice.schedule) for choice in choices.values()}
-    names = {ColumnsSchedule: " in strict float32", TensorSchedule: " on tensor cores"}
-    return " and".join(name for kind, name in names.items() if kind in kinds)
+    schedules = [choice.schedule for choice in choices.values()]
+    tensor = [schedule.cell_bytes for schedule in schedules if isinstance(schedule, TensorSchedule)]
+    names = {
+        " in strict float32": any(isinstance(schedule, ColumnsSchedule) for schedule in schedules),
+        " on tensor cores in TF32": 4 in tensor,
+        " on tensor cores": 2 in tensor,
+    }
+    return " and".join(name for name, used in names.items() if used)

@@ -61,7 +61,9 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
             candidates, which is forgotten. "default": those times are recorded, and a second compilation starts no
             measurement. "max", or a number of seconds: all candidates first, as `fxprune.tune` does.
         database: The file of the records. None: `records.jsonl` in the folder FXPRUNE_CACHE_DIR or the user's cache.
-        options: "measure" (bool, default True: choose kernels by timing them), "threads" (int, default torch's).
+        options: "measure" (bool, default True: choose kernels by timing them), "threads" (int, default torch's),
+            "precision" (GPUs: "ieee", the default, computes layers of float32 in strict float32; "tf32" may use tensor
+            cores in TF32, which keep 10 bits of a fraction).
 
     Returns:
         The compiled model. `.report` says for every layer what was done and why.

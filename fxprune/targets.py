@@ -40,13 +40,18 @@ def open_backend(target: str | Mapping[str, object], options: Options, effort: E
 
     Args:
         target: "torch" for the cut dense graph; "cpu", "cuda" or a TVM target for kernels.
-        options: Threads, and whether kernels are measured.
+        options: Threads, precision, and whether kernels are measured.
         effort: How long kernels are searched for.
         database: The file of the records.
 
     Raises:
         UnsupportedError: The target is not supported.
     """
+    if options.precision != "ieee" and not _is_cuda(target):
+        raise UnsupportedError(
+            f"options['precision'] is {options.precision!r}, and target={target!r} computes in strict float32. Only "
+            "GPUs have TF32: leave it out, or pass target='cuda'."
+        )
     if target == "torch":
         if effort.level != "off":
             raise UnsupportedError("target='torch' has no kernels to tune. Leave tune out, or pass target='cpu'.")
@@ -56,7 +61,7 @@ def open_backend(target: str | Mapping[str, object], options: Options, effort: E
     if _is_cuda(target):
         if effort.level != "off":
             raise UnsupportedError("Kernels for CUDA are not tuned by this version. Leave tune out for target='cuda'.")
-        return _open_cuda(target)
+        return _open_cuda(target, options)
     from fxprune import backend  # loads TVM, which `import fxprune` does not
 
     cpu = backend.prepare_target(target, options.threads, measured=options.measure or effort.level == "max")
@@ -82,10 +87,10 @@ def _is_cuda(target: object) -> bool:
     return target == "cuda" or (isinstance(target, Mapping) and target.get("kind") == "cuda")
 
 
-def _open_cuda(target: str | Mapping[str, object]) -> Backend:
+def _open_cuda(target: str | Mapping[str, object], options: Options) -> Backend:
     from fxprune import backend_cuda
 
-    gpu = backend_cuda.prepare_target(target)
+    gpu = backend_cuda.prepare_target(target, "tf32" if options.precision == "tf32" else "ieee")
 
     def build(
         captured: Captured, inputs: Sequence[object], records: Sequence[PassRecord], facts: MaskFacts, start: float

@@ -133,6 +133,11 @@ WRONG_CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "type of target": (lambda: compile_net(target=3), "target is a int.*pass 'cpu'"),
     "option": (lambda: compile_net(options={"mesure": True}), "'mesure'.*'measure'"),
     "value of measure": (lambda: compile_net(options={"measure": 1}), "'measure'.*True or False"),
+    "value of precision": (lambda: compile_net(options={"precision": "fp8"}), "'precision'.*needs 'ieee' or 'tf32'"),
+    "precision of a CPU": (
+        lambda: compile_net(options={"precision": "tf32"}),
+        "target='cpu' computes in strict float32. Only GPUs",
+    ),
     "value of threads": (lambda: compile_net(options={"threads": 0}), "'threads'.*from 1 up"),
     "options": (lambda: compile_net(options=["measure"]), "options is a list.*mapping"),
     "complex model": (lambda: compile_net(complex_net(), mask(KEPT[:, :3], "0")), r"'0\.weight' is complex"),

@@ -19,14 +19,14 @@ import torch
 
 import fxprune
 from benchmarks.gpu.layers import TYPES, LayerCase, draw_cases
-from benchmarks.gpu.measure import ModelCase, Row, layer_scripts, measure_layer, measure_model
+from benchmarks.gpu.measure import SHORT, ModelCase, Row, layer_scripts, measure_layer, measure_model
 from fxprune.codegen.cuda.cache import CACHE_VARIABLE, open_library
 from fxprune.codegen.cuda.device import find_gpu
 from fxprune.codegen.cuda.target import ARCHITECTURES, CudaTarget, find_arch, read_cuda_target
 from fxprune.errors import UnsupportedError
 
 _SPARSITIES = (0.58, 0.74, 0.8, 0.9)
-_TYPES = ("float32", "bfloat16")
+_KINDS = ("float32", "tf32", "bfloat16")
 _MODELS = ("resnet18", "resnet50", "vgg16_bn")
 
 
@@ -58,7 +58,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--sparsities", type=float, nargs="+", default=_SPARSITIES)
     parser.add_argument("--rows", type=int, nargs="+", default=(32, 64), help="heights of row groups")
-    parser.add_argument("--types", choices=TYPES, nargs="+", default=_TYPES, help="types of weights and activations")
+    parser.add_argument("--types", choices=TYPES, nargs="+", default=_KINDS, help="what is computed with")
     parser.add_argument("--models", nargs="*", default=_MODELS)
     parser.add_argument("--layers", type=int, default=99, help="how many layer shapes; 0 = none")
     parser.add_argument("--tiles", type=int, default=4, help="kernels of each layer that are timed")
@@ -73,7 +73,8 @@ def _prepare(chosen: argparse.Namespace, target: CudaTarget) -> None:
         print(f"{layer.label}: {len(library.functions)} kernels, at most {worst} registers", flush=True)
     for case in _models(chosen):
         model, masks, x = case.draw()
-        report = fxprune.compile(model, masks, {"kind": "cuda", "arch": target.arch}, example_inputs=x).report
+        where = {"kind": "cuda", "arch": target.arch}
+        report = fxprune.compile(model, masks, where, example_inputs=x, options=case.options).report
         print(f"{case.label}: {report.compile_seconds:.0f} s; {report.whole_model}", flush=True)
 
 
@@ -92,20 +93,20 @@ def _cases(chosen: argparse.Namespace) -> list[LayerCase]:
     """Return the layers that were asked for, all sparsities and heights of the first shapes."""
     sparsities, heights = tuple(chosen.sparsities), tuple(chosen.rows)
     each = chosen.layers * len(sparsities) * len(heights)
-    drawn = [draw_cases(chosen.batch, sparsities, heights, cells) for cells in chosen.types]
+    drawn = [draw_cases(chosen.batch, sparsities, heights, kind) for kind in chosen.types]
     return [case for cases in drawn for case in itertools.islice(cases, each)]
 
 
 def _models(chosen: argparse.Namespace) -> list[ModelCase]:
     options = itertools.product(chosen.types, chosen.models, chosen.sparsities, chosen.rows)
-    return [ModelCase(name, chosen.batch, sparsity, rows, cells) for cells, name, sparsity, rows in options]
+    return [ModelCase(name, chosen.batch, sparsity, rows, kind) for kind, name, sparsity, rows in options]
 
 
 def _format(row: Row) -> str:
     """Return one line: the fastest engine first, the speed-up over the fastest dense one of the same type."""
     times = sorted(row.times_us.items(), key=lambda item: item[1])
     ours = min(time for name, time in times if not _is_peer(name))
-    kind = next(name.split()[-1] for name, _ in times if _is_peer(name) and not name.endswith("tf32"))
+    kind = SHORT[row.kind]
     dense = min(time for name, time in times if _is_peer(name) and name.endswith(kind))
     listed = ", ".join(f"{name} {time:.1f} us" for name, time in times)
     facts = ", ".join(f"{name} {value:.3g}" for name, value in row.facts.items())

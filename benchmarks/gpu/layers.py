@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,15 +14,24 @@ from fxprune.annotation import RowGroup, RowGroupPattern
 from fxprune.codegen.cuda.costs import floor_us, memory_us
 from fxprune.codegen.cuda.kernel import CudaKernel, make_kernel
 from fxprune.codegen.cuda.schedules import find_candidates
-from fxprune.codegen.cuda.target import CudaTarget
+from fxprune.codegen.cuda.target import CudaTarget, Precision
 from fxprune.codegen.workload import NO_HALO, CellType, ConvShape, Halo, Layout, Workload
 
-TYPES: dict[CellType, torch.dtype] = {
+Kind = Literal["float32", "tf32", "float16", "bfloat16"]
+"""What is computed with; TF32 is float32 rounded on its way to the tensor cores."""
+
+TYPES: dict[Kind, torch.dtype] = {
     "float32": torch.float32,
+    "tf32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-"""What can be measured."""
+"""What can be measured, and the type of its weights and activations."""
+
+
+def precision_of(kind: Kind) -> Precision:
+    """Return the precision of float32 that a kind stands for."""
+    return "tf32" if kind == "tf32" else "ieee"
 
 
 @dataclass(frozen=True)
@@ -33,24 +43,29 @@ class LayerCase:
         shape: Its geometry.
         sparsity: Share of the weights that is pruned.
         rows: Height of the row groups.
-        cells: Type of weights and activations.
+        kind: What it is computed with.
     """
 
     name: str
     shape: ConvShape
     sparsity: float
     rows: int
-    cells: CellType = "float32"
+    kind: Kind = "float32"
 
     @property
     def label(self) -> str:
         """One line for the table."""
-        return f"{self.name}, {self.cells}, batch {self.shape.batch}, sparsity {self.sparsity}, groups of {self.rows}"
+        return f"{self.name}, {self.kind}, batch {self.shape.batch}, sparsity {self.sparsity}, groups of {self.rows}"
 
     @property
     def type(self) -> torch.dtype:
         """The type of weights and activations."""
-        return TYPES[self.cells]
+        return TYPES[self.kind]
+
+    @property
+    def cells(self) -> CellType:
+        """The same in a kernel's words."""
+        return "float32" if self.kind == "tf32" else self.kind
 
     def workload(self) -> Workload:
         """Place the tensors as kernels want them."""
@@ -81,7 +96,7 @@ class LayerCase:
         """Return the best kernels by prediction, each with its predicted microseconds."""
         work, pattern, weight = self.workload(), self.pattern(), self.weight()
         bias = self.bias().float().numpy()
-        best = find_candidates(work, pattern, target)[:count]
+        best = find_candidates(work, pattern, replace(target, precision=precision_of(self.kind)))[:count]
         return [(make_kernel(work, c.schedule, weight, pattern, bias), c.predicted_us) for c in best]
 
     def bias(self) -> torch.Tensor:
@@ -90,7 +105,7 @@ class LayerCase:
 
     def floors_us(self, target: CudaTarget) -> dict[str, float]:
         """Return the least times by bytes, and by the larger of bytes and multiply-adds, microseconds."""
-        stored = self.pattern().stored
+        stored, target = self.pattern().stored, replace(target, precision=precision_of(self.kind))
         return {"bytes": memory_us(self.workload(), stored, target), "all": floor_us(self.workload(), stored, target)}
 
 
@@ -101,7 +116,7 @@ def _conv(batch: int, channels: tuple[int, int], size: int, kernel: int, stride:
 
 
 def draw_cases(
-    batch: int, sparsities: tuple[float, ...], heights: tuple[int, ...], cells: CellType = "float32"
+    batch: int, sparsities: tuple[float, ...], heights: tuple[int, ...], kind: Kind = "float32"
 ) -> Iterator[LayerCase]:
     """Yield the cases of a batch size.
 
@@ -109,7 +124,7 @@ def draw_cases(
         batch: Images.
         sparsities: Shares of pruned weights.
         heights: Heights of row groups.
-        cells: Type of weights and activations.
+        kind: What they are computed with.
     """
     shapes = {
         "3x3 64 56": _conv(batch, (64, 64), 56, 3),
@@ -127,7 +142,7 @@ def draw_cases(
     for name, shape in shapes.items():
         for sparsity in sparsities:
             for rows in heights:
-                yield LayerCase(name, shape, sparsity, rows, cells)
+                yield LayerCase(name, shape, sparsity, rows, kind)
 
 
 def draw_input(case: LayerCase, device: torch.device) -> torch.Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +10,17 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxprune
-from benchmarks.gpu.layers import TYPES, LayerCase, draw_input
+from benchmarks.gpu.layers import TYPES, Kind, LayerCase, draw_input, precision_of
 from benchmarks.gpu.timing import time_interleaved
 from benchmarks.masks import apply_masks, make_masks
 from benchmarks.models import build_model
 from fxprune.codegen.cuda.cache import open_library
 from fxprune.codegen.cuda.device import Gpu
 from fxprune.codegen.cuda.driver import Grid
+from fxprune.codegen.cuda.fragments import round_tf32
 from fxprune.codegen.cuda.kernel import CudaKernel
 from fxprune.codegen.cuda.target import CudaTarget
-from fxprune.codegen.workload import CellType
+from fxprune.lowering.cuda.precision import float32_precision
 
 TOLERANCE: dict[torch.dtype, float] = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 """Largest difference of a layer from float64, as a share of the largest output; in 16 bits twice one rounding."""
@@ -28,7 +28,8 @@ TOLERANCE: dict[torch.dtype, float] = {torch.float32: 1e-5, torch.float16: 2.0**
 _MORE_THAN_DENSE = 1.25
 """Largest error of a model in 16 bits, as a multiple of dense torch's in the same type."""
 
-_SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+SHORT: dict[Kind, str] = {"float32": "fp32", "tf32": "tf32", "float16": "fp16", "bfloat16": "bf16"}
+"""Names of the kinds in the tables."""
 
 
 @dataclass(frozen=True)
@@ -37,32 +38,30 @@ class Row:
 
     Attributes:
         label: What was measured.
+        kind: What it was computed with; peers of the same kind count.
         times_us: Median microseconds by engine.
         facts: Floors, predictions, errors.
     """
 
     label: str
+    kind: Kind
     times_us: Mapping[str, float]
     facts: Mapping[str, float]
 
 
-@contextmanager
-def _precision(*, tf32: bool) -> Iterator[None]:
-    """Let torch's convolutions and products use TF32, or not."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def _with_precision(call: Callable[[], object], *, tf32: bool) -> Callable[[], object]:
+def _with_precision(call: Callable[[], object], kind: Kind) -> Callable[[], object]:
     def run() -> object:
-        with _precision(tf32=tf32), torch.no_grad():
+        with float32_precision(precision_of(kind)), torch.no_grad():
             return call()
 
     return run
+
+
+def _as_multiplied(tensor: torch.Tensor, kind: Kind) -> torch.Tensor:
+    """Return what a layer multiplies, in float64."""
+    if kind == "tf32":
+        tensor = torch.from_numpy(round_tf32(tensor.cpu().contiguous().numpy())).to(tensor.device)
+    return tensor.double()
 
 
 def layer_scripts(case: LayerCase, target: CudaTarget, count: int) -> dict[str, str]:
@@ -89,7 +88,8 @@ def measure_layer(case: LayerCase, target: CudaTarget, device: torch.device, cou
     weight = torch.from_numpy(case.weight()).reshape(case.shape.channels_out, -1, *case.shape.kernel[1:])
     weight, bias = weight.to(device, case.type), case.bias().to(device)
     stride, padding = case.shape.stride[1:], tuple(low for low, _ in case.shape.padding[1:])
-    wanted = F.relu(F.conv2d(x.double(), weight.double(), bias.double(), stride, padding))
+    exact_x, exact_weight = (_as_multiplied(tensor, case.kind) for tensor in (x, weight))
+    wanted = F.relu(F.conv2d(exact_x, exact_weight, bias.double(), stride, padding))
     calls: dict[str, Callable[[], object]] = {}
     errors: dict[str, float] = {}
     for number, (kernel, _) in enumerate(kernels):
@@ -104,12 +104,12 @@ def measure_layer(case: LayerCase, target: CudaTarget, device: torch.device, cou
     def dense() -> torch.Tensor:
         return F.relu_(F.conv2d(x, channels_last, bias, stride, padding))
 
-    calls[f"dense {_SHORT[case.type]}"] = _with_precision(dense, tf32=False)
-    if case.type is torch.float32:
-        calls["dense tf32"] = _with_precision(dense, tf32=True)
+    calls[f"dense {SHORT[case.kind]}"] = _with_precision(dense, case.kind)
+    if case.kind == "float32":
+        calls["dense tf32"] = _with_precision(dense, "tf32")
     facts = {f"floor {name}": value for name, value in case.floors_us(target).items()}
     facts |= {"predicted": kernels[0][1], "largest error": max(errors.values())}
-    return Row(case.label, time_interleaved(calls), facts)
+    return Row(case.label, case.kind, time_interleaved(calls), facts)
 
 
 def _bind(gpu: Gpu, name: str, kernel: CudaKernel, x: torch.Tensor) -> tuple[Callable[[], None], torch.Tensor]:
@@ -135,26 +135,31 @@ class ModelCase:
         batch: Images.
         sparsity: Share of the weights that is pruned.
         rows: Height of the row groups.
-        cells: Type of weights and activations.
+        kind: What it is computed with.
     """
 
     name: str
     batch: int
     sparsity: float
     rows: int
-    cells: CellType
+    kind: Kind
 
     @property
     def label(self) -> str:
         """One line for the table."""
-        return f"{self.name}, {self.cells}, batch {self.batch}, sparsity {self.sparsity}, groups of {self.rows}"
+        return f"{self.name}, {self.kind}, batch {self.batch}, sparsity {self.sparsity}, groups of {self.rows}"
 
     def draw(self) -> tuple[nn.Module, dict[str, torch.Tensor], torch.Tensor]:
         """Return the model, its masks and an input; the same case gives the same ones."""
-        model, kind = build_model(self.name), TYPES[self.cells]
+        model, dtype = build_model(self.name), TYPES[self.kind]
         masks = make_masks(model, "rowgroup", self.sparsity, 0, rows=self.rows)
         x = torch.randn(self.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-        return model.to(kind), masks, x.to(kind)
+        return model.to(dtype), masks, x.to(dtype)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The options of `compile`."""
+        return {"precision": precision_of(self.kind)}
 
 
 def measure_model(case: ModelCase, device: torch.device) -> Row:
@@ -168,23 +173,24 @@ def measure_model(case: ModelCase, device: torch.device) -> Row:
         AssertionError: The compiled model's result is wrong.
     """
     model, masks, x = case.draw()
-    compiled = fxprune.compile(model, masks, "cuda", example_inputs=x)
+    compiled = fxprune.compile(model, masks, "cuda", example_inputs=x, options=case.options)
     dense = apply_masks(model, masks).to(device).to(memory_format=torch.channels_last)
     x = x.to(device, memory_format=torch.channels_last)
-    with torch.no_grad(), _precision(tf32=False):
+    with torch.no_grad(), float32_precision(precision_of(case.kind)):
         wanted = apply_masks(model, masks).to(device).double()(x[:8].double())
         found = compiled(x)
         assert isinstance(found, torch.Tensor)
         errors = [float((y[:8].double() - wanted).abs().max() / wanted.abs().max()) for y in (found, dense(x))]
-        allowed = 10 * TOLERANCE[x.dtype] if x.dtype is torch.float32 else _MORE_THAN_DENSE * errors[1]
+        allowed = 10 * TOLERANCE[x.dtype] if case.kind == "float32" else _MORE_THAN_DENSE * errors[1]
         assert errors[0] <= allowed, f"{case.label}: off by {errors[0]}, dense torch by {errors[1]}"
     tuned: Callable[[torch.Tensor], object] = torch.compile(dense, mode="max-autotune")
-    kind = _SHORT[x.dtype]
+    short = SHORT[case.kind]
     calls = {
-        f"fxprune {kind}": _with_precision(lambda: compiled(x), tf32=False),
-        f"eager {kind}": _with_precision(lambda: dense(x), tf32=False),
-        f"torch.compile {kind}": _with_precision(lambda: tuned(x), tf32=False),
+        f"fxprune {short}": _with_precision(lambda: compiled(x), case.kind),
+        f"eager {short}": _with_precision(lambda: dense(x), case.kind),
+        f"torch.compile {short}": _with_precision(lambda: tuned(x), case.kind),
     }
-    if x.dtype is torch.float32:
-        calls["eager tf32"] = _with_precision(lambda: dense(x), tf32=True)
-    return Row(case.label, time_interleaved(calls), {"largest error": errors[0], "error of dense": errors[1]})
+    if case.kind == "float32":
+        calls["eager tf32"] = _with_precision(lambda: dense(x), "tf32")
+    facts = {"largest error": errors[0], "error of dense": errors[1]}
+    return Row(case.label, case.kind, time_interleaved(calls), facts)

@@ -11,11 +11,12 @@ import torch
 
 from benchmarks.gpu.__main__ import _format, main
 from benchmarks.gpu.layers import LayerCase, draw_cases, draw_input
-from benchmarks.gpu.measure import Row, layer_scripts
+from benchmarks.gpu.measure import ModelCase, Row, layer_scripts
 from benchmarks.gpu.timing import time_interleaved
 from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.codegen.cuda.target import read_cuda_target
 from fxprune.codegen.cuda.tensor_tile import TensorSchedule
+from fxprune.codegen.cuda.tile import ColumnsSchedule
 
 H200 = read_cuda_target({"kind": "cuda", "arch": "sm_90a"})
 
@@ -77,12 +78,27 @@ def test_numbers_in_16_bits_are_what_the_gpu_holds() -> None:
 
 
 def test_a_line_in_16_bits_names_dense_of_16_bits() -> None:
-    row = Row("layer", {"tensor": 50.0, "dense bf16": 60.0}, {})
+    row = Row("layer", "bfloat16", {"tensor": 50.0, "dense bf16": 60.0}, {})
     assert _format(row).startswith("layer: 1.20x of dense bf16; tensor 50.0 us")
 
 
+def test_a_line_in_tf32_names_dense_of_tf32() -> None:
+    row = Row("layer", "tf32", {"tensor tf32": 50.0, "dense tf32": 60.0}, {})
+    assert _format(row).startswith("layer: 1.20x of dense tf32; tensor tf32 50.0 us")
+
+
+def test_a_case_in_tf32_is_float32_on_tensor_cores() -> None:
+    case = next(draw_cases(4, (0.9,), (128,), "tf32"))
+    assert draw_input(case, torch.device("cpu")).dtype is torch.float32
+    candidates = case.kernels(H200, 20)
+    kinds = {type(kernel.schedule) for kernel, _ in candidates}
+    assert kinds == {ColumnsSchedule, TensorSchedule}
+    assert case.floors_us(H200)["all"] <= candidates[0][1]
+    assert ModelCase("resnet18", 1, 0.8, 32, "tf32").options == {"precision": "tf32"}
+
+
 def test_a_line_names_the_gain_over_dense_of_the_same_type() -> None:
-    row = Row("layer", {"columns": 50.0, "dense fp32": 100.0, "dense tf32": 40.0}, {"floor all": 12.345})
+    row = Row("layer", "float32", {"columns": 50.0, "dense fp32": 100.0, "dense tf32": 40.0}, {"floor all": 12.345})
     assert _format(row) == (
         "layer: 2.00x of dense fp32; dense tf32 40.0 us, columns 50.0 us, dense fp32 100.0 us; floor all 12.3"
     )
@@ -109,8 +125,8 @@ def test_prepare_compiles_every_layer(
     monkeypatch.setattr("benchmarks.gpu.__main__.open_library", open_library)
     words = "prepare --arch sm_86 --layers 2 --tiles 3 --sparsities 0.8 --rows 32 --batch 2 --models"
     assert main(words.split()) == 0
-    assert asked == [(3, "sm_86")] * 4
+    assert asked == [(3, "sm_86")] * 6
     said = capsys.readouterr().out
-    assert (said.count("3x3 64 56, float32"), said.count("3x3 64 56, bfloat16")) == (1, 1)
+    assert [said.count(f"3x3 64 56, {kind}") for kind in ("float32", "tf32", "bfloat16")] == [1, 1, 1]
     assert main([*words.split(), "--types", "float16"]) == 0
     assert capsys.readouterr().out.count("float16") == 2

@@ -23,9 +23,10 @@ def main(arch: str = "sm_90a") -> None:
     open_library({name: make(case, draw_tensors(case.layer, name)).script(name) for name, case in ALL.items()}, arch)
     with mock.patch("fxprune.lowering.cuda.select.predict_dense_us", return_value=1e9):
         for name in MODELS:
-            for kind in KINDS:
+            for kind, precision in KINDS:
                 model, masks, x = draw_model(name, kind)
-                fxprune.compile(model, masks, {"kind": "cuda", "arch": arch}, example_inputs=x)
+                options = {"precision": precision}
+                fxprune.compile(model, masks, {"kind": "cuda", "arch": arch}, example_inputs=x, options=options)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import torch
 from torch.utils._pytree import tree_map
 
 import fxprune
+from fxprune.codegen.cuda.target import Precision
 from fxprune.errors import UnsupportedError
+from fxprune.lowering.cuda.precision import float32_precision
 from tests.compiling import TOLERANCE, draw_masks, kernels, largest_difference, row_groups, run_masked
 from tests.lowering.cuda.test_program import MODELS
 from tests.lowering.cuda.test_tensor_program import MORE_THAN_DENSE, draw_model
@@ -19,28 +21,27 @@ from tests.networks import apply_masks, randomise_norms
 torchvision = pytest.importorskip("torchvision")
 
 
-@pytest.fixture(autouse=True)
-def strict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep torch's own layers in strict float32."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-KINDS = (torch.float32, torch.bfloat16, torch.float16)
+KINDS: tuple[tuple[torch.dtype, Precision], ...] = (
+    (torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"), (torch.float16, "ieee")
+)  # fmt: skip
 
 
 @pytest.mark.usefixtures("all_kernels")
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(("kind", "precision"), KINDS, ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_program_computes_what_the_masked_model_does(gpu: torch.device, name: str, kind: torch.dtype) -> None:
+def test_a_program_computes_what_the_masked_model_does(
+    gpu: torch.device, name: str, kind: torch.dtype, precision: Precision
+) -> None:
     model, masks, x = draw_model(name, kind)
-    compiled = fxprune.compile(model, masks, "cuda", example_inputs=x)
+    compiled = fxprune.compile(model, masks, "cuda", example_inputs=x, options={"precision": precision})
     dense = apply_masks(copy.deepcopy(model), masks).to(gpu)
+    is_strict = kind is torch.float32 and precision == "ieee"
     for value in (x, x + 1, x.flip(-1)):
         wanted = run_masked(model, masks, value)
-        with torch.no_grad():
+        with torch.no_grad(), float32_precision(precision):
             theirs = largest_difference(tree_map(torch.Tensor.cpu, dense(value.to(gpu))), wanted)
         ours = largest_difference(tree_map(torch.Tensor.cpu, compiled(value.to(gpu))), wanted)
-        assert ours <= (TOLERANCE if kind is torch.float32 else MORE_THAN_DENSE * theirs)
+        assert ours <= (TOLERANCE if is_strict else MORE_THAN_DENSE * theirs)
 
 
 def test_resnet18_of_a_batch(gpu: torch.device) -> None:

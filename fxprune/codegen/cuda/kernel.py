@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fxprune.annotation import IndexArray, RowGroupPattern
 from fxprune.codegen.cuda.columns import Form, build_columns_kernel
-from fxprune.codegen.cuda.fragments import CELLS_A_WORD, order_fragments
+from fxprune.codegen.cuda.fragments import cells_a_word, order_fragments
 from fxprune.codegen.cuda.table import BlockTable, make_table
 from fxprune.codegen.cuda.tensor_columns import build_tensor_kernel
 from fxprune.codegen.cuda.tensor_tile import AnySchedule, TensorSchedule
@@ -100,7 +100,8 @@ def make_kernel(
 def _order_values(work: Workload, schedule: AnySchedule, table: BlockTable) -> tuple[NDArray[np.generic], IndexArray]:
     """Return the weights as the kernel reads them, and where each block begins in them."""
     if isinstance(schedule, TensorSchedule):
-        return order_fragments(table.values, schedule.height, work.x.cells), table.base // np.int32(CELLS_A_WORD)
+        word = np.int32(cells_a_word(work.x.cells))
+        return order_fragments(table.values, schedule.height, work.x.cells), table.base // word
     return table.values, table.base
 
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.cuda.costs import LAUNCH_US, grid_us, memory_us
-from fxprune.codegen.cuda.products import CELL_TYPES
 from fxprune.codegen.cuda.target import CudaTarget
-from fxprune.codegen.cuda.tensor_schedules import TENSOR_TILES, tensor_products_a_cycle
+from fxprune.codegen.cuda.tensor_schedules import TENSOR_TILES, TF32_TILES, tensor_products_a_cycle
 from fxprune.codegen.cuda.tensor_tile import AnySchedule, TensorSchedule, find_tensor_fault
 from fxprune.codegen.cuda.tile import LARGEST_GRID_Y, ColumnsSchedule, CudaSchedule, Order, load_width, tiles_of
 from fxprune.codegen.format import packed_lanes
@@ -72,8 +71,8 @@ def predict_dense_us(work: Workload, target: CudaTarget) -> float:
 
 
 def _dense_gflops(work: Workload, target: CudaTarget) -> float:
-    if work.x.cells in CELL_TYPES:
-        return target.dense_tensor_gflops
+    if target.on_tensor_cores(work.x.cells):
+        return target.dense_tensor_gflops * target.tensor_share(work.x.cells)
     return target.peak_gflops("float32") * _DENSE_SHARE * (_WINOGRAD if _suits_winograd(work) else 1.0)
 
 
@@ -107,7 +106,7 @@ def find_candidates(work: Workload, pattern: RowGroupPattern, target: CudaTarget
         target: The GPU.
     """
     found: list[CudaCandidate] = []
-    for tile in _tiles_for(work):
+    for tile in _tiles_for(work, target):
         order = _find_order(tile, work, pattern)
         if order is not None:
             schedule = replace(tile, order=order)
@@ -115,11 +114,13 @@ def find_candidates(work: Workload, pattern: RowGroupPattern, target: CudaTarget
     return sorted(found, key=lambda candidate: candidate.predicted_us)
 
 
-def _tiles_for(work: Workload) -> Sequence[AnySchedule]:
+def _tiles_for(work: Workload, target: CudaTarget) -> Sequence[AnySchedule]:
     """Return the tiles for the type of a layer's cells that can compute it."""
-    if work.x.cells in CELL_TYPES:
-        return [tile for tile in TENSOR_TILES if find_tensor_fault(work, tile) is None]
-    return TILES
+    strict: Sequence[AnySchedule] = TILES if work.x.cells == "float32" else ()
+    tensor = TENSOR_TILES if work.x.cells != "float32" else TF32_TILES
+    if not target.on_tensor_cores(work.x.cells):
+        return strict
+    return [*(tile for tile in tensor if find_tensor_fault(work, tile) is None), *strict]
 
 
 def _find_order(tile: CudaSchedule, work: Workload, pattern: RowGroupPattern) -> Order | None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from fxprune.codegen.workload import CellType
+from fxprune.codegen.workload import CELL_BYTES, CellType
 from fxprune.errors import UnsupportedError
+
+Precision = Literal["ieee", "tf32"]
+"""What layers of float32 are computed with, in torch's words for its own: float32, or tensor cores in TF32."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class CudaTarget:
         tensor_gflops: GFLOP/s of its tensor cores, cells of 16 bits, sums in float32.
         mma_share: Share of them that `mma.sync` reaches.
         dense_tensor_gflops: What cuDNN and cuBLAS reach of them.
+        precision: What layers of float32 may be computed with.
     """
 
     arch: str
@@ -34,10 +39,22 @@ class CudaTarget:
     tensor_gflops: float
     mma_share: float
     dense_tensor_gflops: float
+    precision: Precision = "ieee"
 
     def peak_gflops(self, cells: CellType) -> float:
-        """Return the GFLOP/s for a type of cells: tensor cores for 16 bits, the multiply-adders for float32."""
-        return 2 * self.multiprocessors * self.lanes * self.clock_ghz if cells == "float32" else self.tensor_gflops
+        """Return the GFLOP/s for a type of cells: tensor cores for 16 bits and TF32, else the multiply-adders."""
+        if self.on_tensor_cores(cells):
+            return self.tensor_gflops * self.tensor_share(cells)
+        return 2 * self.multiprocessors * self.lanes * self.clock_ghz
+
+    def on_tensor_cores(self, cells: CellType) -> bool:
+        """Whether layers of this type may be computed on tensor cores."""
+        return cells != "float32" or self.precision == "tf32"
+
+    @staticmethod
+    def tensor_share(cells: CellType) -> float:
+        """Return the rate of tensor cores for a type of cells, as a share of that for 16 bits."""
+        return 2 / CELL_BYTES[cells]
 
     def ridge(self, cells: CellType) -> float:
         """Return the FLOP a byte of memory traffic below which a layer is bound by memory."""
@@ -46,7 +63,7 @@ class CudaTarget:
     @property
     def efficiency(self) -> tuple[tuple[int, float], ...]:
         """Pairs (height of a row group, useful rate of the best kernel over the dense rate); estimated."""
-        return EFFICIENCY
+        return EFFICIENCY if self.precision == "ieee" else NARROW_EFFICIENCY
 
     @property
     def narrow_efficiency(self) -> tuple[tuple[int, float], ...]:
@@ -56,7 +73,8 @@ class CudaTarget:
     @property
     def description(self) -> str:
         """The target for the report."""
-        return f'{{"arch": "{self.arch}", "kind": "cuda"}}'
+        precision = "" if self.precision == "ieee" else f", float32 as {self.precision}"
+        return f'{{"arch": "{self.arch}", "kind": "cuda"}}{precision}'
 
 
 EFFICIENCY = ((1, 0.04), (2, 0.08), (4, 0.16), (8, 0.32), (16, 0.6), (32, 0.95), (64, 1.0))
@@ -81,11 +99,12 @@ ARCHITECTURES = tuple(device.arch for device in _DEVICES)
 _KEYS = ("kind", "arch")
 
 
-def read_cuda_target(wanted: Mapping[str, object]) -> CudaTarget:
+def read_cuda_target(wanted: Mapping[str, object], precision: Precision = "ieee") -> CudaTarget:
     """Read a target of kind cuda.
 
     Args:
         wanted: {"kind": "cuda", "arch": ...}.
+        precision: What layers of float32 may be computed with.
 
     Raises:
         UnsupportedError: The architecture is missing or not supported, or there is another key.
@@ -99,7 +118,7 @@ def read_cuda_target(wanted: Mapping[str, object]) -> CudaTarget:
             f"target={dict(wanted)!r} names the architecture {wanted.get('arch')!r}; kernels are compiled for "
             f"{', '.join(ARCHITECTURES)}, e.g. target={{'kind': 'cuda', 'arch': 'sm_90a'}} for an H100 or H200."
         )
-    return found[0]
+    return replace(found[0], precision=precision)
 
 
 def find_arch(capability: tuple[int, int]) -> str:

@@ -1,13 +1,14 @@
-"""The gathered-column kernel on tensor cores: cells of 16 bits, sums in float32, columns that come from a list.
+"""The gathered-column kernel on tensor cores: cells of 16 bits or in TF32, sums in float32, columns from a list.
 
     for thread block of (block of BM rows, tile of BN pixels):                   # all of them in one launch
         acc[row][pixel] = bias[row]                                              # registers, a WM x WN rectangle a warp
         for step of BK columns:                                                  # a ring of `stages` in shared memory
-            shared W[BK / 16][BM / 16][thread][8] <- weights of the block, in fragment order
+            shared W[BK / K][BM / 16][thread][4 registers] <- weights of the block, in fragment order
             shared X[BK][BN + 8] <- X[offset[column] + base(pixel)]
-            for 16 columns of BK:  acc += W x X                                  # products of 16 x 8 x 16
+            for K columns of BK:  acc += W x X                                   # products of 16 x 8 x K
         Y[row][pixel] = activation(acc + residual)
 
+A product has K = 16 columns of 16-bit cells, or 8 of float32, which is rounded to TF32 on its way out of shared memory.
 It differs from the kernel of `columns` in what a warp does with a step; where tensors lie, the table of blocks and the
 ring are the same. The offsets of the next step are fetched while this one is computed: a step takes less time than the
 way to the L2 cache and back. Weights pass through shared memory though every thread could read its own from the cache:
@@ -26,15 +27,14 @@ from fxprune.codegen.cuda.epilogue import activation_statements
 from fxprune.codegen.cuda.products import (
     COLUMNS,
     ROWS,
-    STEP,
     load_call,
+    load_rounded_call,
     move_call,
     multiply_call,
     read_call,
     write_call,
 )
 from fxprune.codegen.cuda.tensor_tile import (
-    CELL_BYTES,
     TensorSchedule,
     find_tensor_fault,
     held_offsets,
@@ -47,14 +47,14 @@ from fxprune.codegen.workload import Workload
 from fxprune.errors import CodegenError
 
 _WORDS = MOST_BYTES // 4
-"""Registers of a thread's part of 16 x 16 weights."""
+"""Registers of a thread's part of a product's weights."""
 
 
 def build_tensor_kernel(name: str, work: Workload, schedule: TensorSchedule) -> str:
     """Return the TVMScript of one layer.
 
     Arguments of the function, all flat: x, values, offsets, begin, steps, base, rows, bias, y and residual if there is
-    one; activations are cells of 16 bits, values are words of two, `base` counts in words, bias is float32.
+    one; activations are cells of the layer's type, values are words, `base` counts in words, bias is float32.
 
     Args:
         name: Global symbol.
@@ -72,10 +72,16 @@ def build_tensor_kernel(name: str, work: Workload, schedule: TensorSchedule) -> 
 
 def _buffers(work: Workload) -> dict[str, tuple[int, str]]:
     """Return names to (elements, dtype) in the order of the function's arguments; 0 elements = known at the call."""
-    sizes = {"X": (work.x.numel, "uint16"), "W": (0, "uint32")}
+    cell = _cell_text(work)
+    sizes = {"X": (work.x.numel, cell), "W": (0, "uint32")}
     sizes |= dict.fromkeys(("OFF", "BEGIN", "STEPS", "BASE", "ROWS"), (0, "int32"))
-    sizes |= {"BIAS": (0, "float32"), "Y": (work.y.numel, "uint16")}
-    return sizes | ({"RES": (work.residual.numel, "uint16")} if work.residual else {})
+    sizes |= {"BIAS": (0, "float32"), "Y": (work.y.numel, cell)}
+    return sizes | ({"RES": (work.residual.numel, cell)} if work.residual else {})
+
+
+def _cell_text(work: Workload) -> str:
+    """Return the type of a buffer's cells in TVMScript: 16 bits are handed on as they are."""
+    return "uint16" if work.x.cell_bytes == 2 else work.x.cells
 
 
 class _TensorWriter:
@@ -133,8 +139,8 @@ class _TensorWriter:
         schedule = self.schedule
         lines = schedule.stages * schedule.depth
         cells = {
-            "As": (lines * schedule.rows // CELL_BYTES, "uint32", "shared"),
-            "Bs": (lines * schedule.pitch, "uint16", "shared"),
+            "As": (lines * schedule.rows * schedule.cell_bytes // 4, "uint32", "shared"),
+            "Bs": (lines * schedule.pitch, _cell_text(self.work), "shared"),
             "acc": (self.down * self.across * 4, "float32", "local"),
             "at": (self.bases, "int32", "local"),
             "off": (held_offsets(self.work, schedule), "int32", "local"),
@@ -192,25 +198,35 @@ class _TensorWriter:
             place = f"((tx + j * {threads}) % {self.per_line}) * {self.load}"
             to = f"Bs[({stage} * {schedule.depth} + {self._line('i')}) * {schedule.pitch} + {place}]"
             source = f"X[at[j] * {self.load} + off[i]]"
-            wide = self.load > 1
-            script.add(copy_call(to, source, CELL_BYTES * self.load) if wide else move_call(to, source))
+            size = schedule.cell_bytes * self.load
+            script.add(copy_call(to, source, size) if size > 2 else move_call(to, source))
         self._fetch_offsets(f"({step} + 1)")
 
     def _multiply(self, stage: str) -> None:
         """Multiply one step out of shared memory."""
         script, schedule, lane = self.script, self.schedule, self.lane
-        with script.block(f"for k in T.unroll({schedule.depth // STEP})"):
+        with script.block(f"for k in T.unroll({schedule.depth // schedule.step})"):
             with script.loops(f"for i in T.unroll({self.down})", f"for v in T.vectorized({_WORDS})"):
-                block = f"({stage} * {schedule.depth // STEP} + k) * {schedule.rows // ROWS}"
+                block = f"({stage} * {schedule.depth // schedule.step} + k) * {schedule.rows // ROWS}"
                 part = f"({block} + {self.first_row} // {ROWS} + i) * {WARP} + {lane}"
                 script.add(f"a[i * {_WORDS} + v] = As[({part}) * {_WORDS} + v]")
-            with script.block(f"for j in T.unroll({self.across // 2})"):
-                line = f"{stage} * {schedule.depth} + k * {STEP} + {lane} % {STEP}"
-                pixel = f"{self.first_pixel} + j * {2 * COLUMNS} + {lane} // {STEP} * {COLUMNS}"
-                script.add(load_call("b[j * 4]", f"Bs[({line}) * {schedule.pitch} + {pixel}]"))
+            self._load_pixels(f"{stage} * {schedule.depth} + k * {schedule.step}")
             with script.loops(f"for i in T.unroll({self.down})", f"for j in T.unroll({self.across})"):
                 place = f"acc[(i * {self.across} + j) * 4]"
                 script.add(multiply_call(self.work.x.cells, place, f"a[i * {_WORDS}]", "b[j * 2]"))
+
+    def _load_pixels(self, first: str) -> None:
+        """Fetch the columns of a product from line `first` on, for all pixels of the warp."""
+        script, pitch, lane = self.script, self.schedule.pitch, self.lane
+        if self.schedule.cell_bytes == 4:
+            with script.block(f"for j in T.unroll({self.across})"):
+                pixel = f"{self.first_pixel} + j * {COLUMNS} + {lane} // 4"
+                script.add(load_rounded_call("b[j * 2]", f"Bs[({first} + {lane} % 4) * {pitch} + {pixel}]", pitch))
+            return
+        with script.block(f"for j in T.unroll({self.across // 2})"):
+            line = f"{first} + {lane} % {self.schedule.step}"
+            pixel = f"{self.first_pixel} + j * {2 * COLUMNS} + {lane} // {self.schedule.step} * {COLUMNS}"
+            script.add(load_call("b[j * 4]", f"Bs[({line}) * {pitch} + {pixel}]"))
 
     def _finish(self) -> None:
         """Add the residual, activate and store the thread's cells of rows and pixels that exist."""

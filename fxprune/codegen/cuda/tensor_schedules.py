@@ -7,8 +7,10 @@ be written there first. No constant here was measured on a GPU yet.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fxprune.codegen.cuda.target import CudaTarget
-from fxprune.codegen.cuda.tensor_tile import CELL_BYTES, TensorSchedule
+from fxprune.codegen.cuda.tensor_tile import TensorSchedule
 from fxprune.codegen.cuda.tile import WARP, load_width
 from fxprune.codegen.workload import Workload
 
@@ -25,7 +27,10 @@ TENSOR_TILES = (
     TensorSchedule(16, 128, 32, 4, (16, 32)),
     TensorSchedule(16, 64, 16, 4, (16, 32)),
 )
-"""Tiles that compete, the better one of equals first."""
+"""Tiles for cells of 16 bits that compete, the better one of equals first."""
+
+TF32_TILES = tuple(replace(tile, depth=tile.depth // 2, cell_bytes=4) for tile in TENSOR_TILES)
+"""The same for float32: as many bytes a step."""
 
 _SHARED_BYTES_A_CYCLE = 128
 """What shared memory of a multiprocessor reads or writes in a clock cycle: 32 banks of 4 bytes."""
@@ -33,14 +38,16 @@ _SHARED_BYTES_A_CYCLE = 128
 _WAITING = 0.85
 """Share that is left of either rate: barriers, addresses, the first and the last step."""
 
-_WIDTH_SHARE = {1: 0.4, 2: 0.75, 4: 0.9, 8: 1.0}
-"""Share that is left where copies into shared memory move 1, 2, 4 or 8 cells; copies of one are not asynchronous."""
+_WIDTH_SHARE = {2: 0.4, 4: 0.75, 8: 0.9, 16: 1.0}
+"""Share that is left where copies into shared memory move so many bytes; copies of 2 are not asynchronous."""
 
 
 def tensor_products_a_cycle(work: Workload, schedule: TensorSchedule, target: CudaTarget) -> float:
     """Return the multiply-adds of one multiprocessor in a clock cycle with this tile."""
     warps, (wm, wn) = schedule.threads // WARP, schedule.warp
-    column_bytes = CELL_BYTES * (warps * (wm + wn) + schedule.rows + schedule.pixels)
+    cell_bytes = schedule.cell_bytes
+    column_bytes = cell_bytes * (warps * (wm + wn) + schedule.rows + schedule.pixels)
     by_shared = _SHARED_BYTES_A_CYCLE * schedule.rows * schedule.pixels / column_bytes
-    rate = target.tensor_gflops * target.mma_share / (2 * target.multiprocessors * target.clock_ghz)
-    return min(rate, by_shared) * _WAITING * _WIDTH_SHARE[load_width(work)]
+    peak = target.tensor_gflops * target.tensor_share(work.x.cells)
+    rate = peak * target.mma_share / (2 * target.multiprocessors * target.clock_ghz)
+    return min(rate, by_shared) * _WAITING * _WIDTH_SHARE[cell_bytes * load_width(work)]

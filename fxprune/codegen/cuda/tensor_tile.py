@@ -1,23 +1,20 @@
 """The tile of a gathered-column kernel on tensor cores: its sizes, and which tiles can work.
 
 A thread block computes BM rows and BN pixels; its warps cut them into WM x WN rectangles, and those are cut into
-products of 16 rows, 8 pixels and 16 columns.
+products of 16 rows, 8 pixels and 16 columns, 8 columns where cells are float32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxprune.codegen.cuda.products import CELL_TYPES, COLUMNS, ROWS, STEP
+from fxprune.codegen.cuda.products import COLUMNS, ROWS, summed_columns
 from fxprune.codegen.cuda.tile import MOST_BYTES, SHARED_BYTES, WARP, ColumnsSchedule, Order, load_width, store_width
 from fxprune.codegen.workload import Workload
 
-CELL_BYTES = 2
-"""A cell of 16 bits."""
-
 SPACE = 8
-"""Unused cells behind every line of activations in shared memory: 16 bytes, so that the 8 lines that `ldmatrix` reads
-at once begin in different banks."""
+"""Unused cells behind every line of activations in shared memory, so that the 8 lines of 16 bytes that `ldmatrix` reads
+at once, or the 4 lines of 8 floats that a warp reads for a product in TF32, begin in different banks."""
 
 _MOST_HELD = 16
 """Offsets that a thread holds in registers."""
@@ -34,6 +31,8 @@ class TensorSchedule:
         stages: Steps that shared memory holds.
         warp: Rows and pixels of a warp, (WM, WN).
         order: What neighbouring thread blocks share.
+        cell_bytes: Bytes of an activation and of a weight: 2 for bfloat16 and float16, 4 for float32, which is
+            multiplied as TF32.
     """
 
     rows: int
@@ -42,6 +41,7 @@ class TensorSchedule:
     stages: int
     warp: tuple[int, int]
     order: Order = "pixels"
+    cell_bytes: int = 2
 
     @property
     def height(self) -> int:
@@ -54,6 +54,11 @@ class TensorSchedule:
         return (self.rows // self.warp[0]) * (self.pixels // self.warp[1]) * WARP
 
     @property
+    def step(self) -> int:
+        """Columns of one product."""
+        return summed_columns(self.cell_bytes)
+
+    @property
     def pitch(self) -> int:
         """Cells from one line of activations in shared memory to the next one."""
         return self.pixels + SPACE
@@ -61,12 +66,13 @@ class TensorSchedule:
     @property
     def shared_bytes(self) -> int:
         """Shared memory of a thread block."""
-        return CELL_BYTES * self.stages * self.depth * (self.rows + self.pitch)
+        return self.cell_bytes * self.stages * self.depth * (self.rows + self.pitch)
 
     def __str__(self) -> str:
         """Short form for the report."""
         tile, warp = f"{self.rows}x{self.pixels}x{self.depth}", f"{self.warp[0]}x{self.warp[1]}"
-        return f"tensor {tile} warp {warp} stages {self.stages} {self.order}"
+        unit = "tensor" if self.cell_bytes == 2 else "tensor tf32"
+        return f"{unit} {tile} warp {warp} stages {self.stages} {self.order}"
 
 
 AnySchedule = ColumnsSchedule | TensorSchedule
@@ -88,10 +94,10 @@ def find_tensor_fault(work: Workload, schedule: TensorSchedule) -> str | None:
     """Return why a schedule cannot compute a layer, or None."""
     (wm, wn), threads = schedule.warp, schedule.threads
     sizes = (schedule.rows, schedule.pixels, schedule.depth, wm, wn)
-    if work.x.cells not in CELL_TYPES:
-        return f"cells of {work.x.cells}; tensor cores take {' and '.join(CELL_TYPES)}"
-    if any(size < 1 or size & (size - 1) for size in sizes) or schedule.depth < STEP:
-        return f"sizes {sizes} have to be powers of two and the step at least {STEP}"
+    if work.x.cell_bytes != schedule.cell_bytes:
+        return f"cells of {work.x.cells}; they have {work.x.cell_bytes} bytes, this one takes {schedule.cell_bytes}"
+    if any(size < 1 or size & (size - 1) for size in sizes) or schedule.depth < schedule.step:
+        return f"sizes {sizes} have to be powers of two and the step at least {schedule.step}"
     if wm < ROWS or wn < 2 * COLUMNS or wm > schedule.rows or wn > schedule.pixels:
         return f"warps of {wm} x {wn}; one takes at least {ROWS} x {2 * COLUMNS} and at most its tile"
     if threads > 1024 or schedule.stages < 2:
@@ -107,4 +113,4 @@ def find_tensor_fault(work: Workload, schedule: TensorSchedule) -> str | None:
 
 def weight_vectors(schedule: TensorSchedule) -> int:
     """Return the copies that bring the weights of one step."""
-    return CELL_BYTES * schedule.depth * schedule.rows // MOST_BYTES
+    return schedule.cell_bytes * schedule.depth * schedule.rows // MOST_BYTES

@@ -8,7 +8,8 @@ from the third call on a run is the replay of one CUDA graph where that can be (
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from fxprune.codegen.workload import Layout
 from fxprune.errors import UnsupportedError
 from fxprune.layer import Layer
 from fxprune.lowering.cuda.modules import CopyModule, LaunchModule
+from fxprune.lowering.cuda.precision import float32_precision
 from fxprune.lowering.cuda.recording import Recording
 from fxprune.lowering.dense import DenseLayer
 from fxprune.lowering.geometry import buffer_view
@@ -121,8 +123,15 @@ class CudaProgram:
             assert self._device is not None
             assert self._recording is not None
             _check_devices(inputs, self._device.torch_device)
-            with self._device.running(), torch.autocast(self._device.torch_device.type, enabled=False):
+            with self._running(self._device):
                 return self._recording.run(inputs)
+
+    @contextmanager
+    def _running(self, device: Device) -> Iterator[None]:
+        """Run on a device, torch's own operators in the types of their inputs and in the program's precision."""
+        autocast = torch.autocast(device.torch_device.type, enabled=False)
+        with device.running(), autocast, float32_precision(self.parts.target.precision):
+            yield
 
     def _forward(self, inputs: Sequence[object]) -> list[object]:
         return [self._own(output) for output in self.graph_module.forward(*inputs)]

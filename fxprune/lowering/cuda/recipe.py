@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from fxprune.codegen.cuda.target import CudaTarget, read_cuda_target
+from fxprune.codegen.cuda.target import CudaTarget, Precision, read_cuda_target
 from fxprune.codegen.cuda.tensor_tile import AnySchedule, TensorSchedule
 from fxprune.codegen.cuda.tile import ColumnsSchedule
 from fxprune.lowering.cuda.choice import CudaChoice
@@ -28,6 +28,7 @@ def write_recipe(
     written = {node.name: _write_schedule(schedule) for node, schedule in schedules.items() if schedule is not None}
     return {
         "target": {"kind": "cuda", "arch": target.arch},
+        "precision": target.precision,
         "schedules": written,
         "functions": digest_texts(texts),
     }
@@ -48,7 +49,13 @@ def read_recipe(recipe: Mapping[str, Any]) -> tuple[CudaTarget, dict[str, CudaCh
         str(name): CudaChoice(_read_schedule(written), "as it was saved")
         for name, written in recipe["schedules"].items()
     }
-    return read_cuda_target(recipe["target"]), choices
+    return read_cuda_target(recipe["target"], _read_precision(recipe["precision"])), choices
+
+
+def _read_precision(written: object) -> Precision:
+    if written == "ieee" or written == "tf32":
+        return written
+    raise ValueError(f"{written!r} is no precision of this version")
 
 
 _KINDS: tuple[type[AnySchedule], ...] = (ColumnsSchedule, TensorSchedule)

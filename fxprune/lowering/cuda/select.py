@@ -112,7 +112,7 @@ def _explain(case: Case, entry: _Entry, chosen: bool, gains_alone: bool, target:
     """Say what was chosen with the figures that decided."""
     kernel_us, dense_us = entry.best.predicted_us, entry.dense_us
     cells = entry.work.x.cells
-    kind = "strict float32" if cells == "float32" else cells
+    kind = cells if cells != "float32" else "strict float32" if target.precision == "ieee" else target.precision
     predicted = f"predicted {kernel_us:.0f} us, dense in {kind} {dense_us:.0f} us ({target.device})"
     if chosen:
         return CudaChoice(entry.best.schedule, predicted, kernel_us)

@@ -47,7 +47,7 @@ struct Fiber {
   Wait waits = NOTHING;
   void *to;             // of the instruction that the warp executes together
   const void *from[2];
-  unsigned (*widen)(unsigned short);
+  unsigned (*widen)(unsigned short);  // a cell of 16 bits; none: the cells are TF32
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
 };
@@ -94,7 +94,7 @@ static inline void fxprune_wait1() { emulate_wait(1); }
 static inline void fxprune_wait2() { emulate_wait(2); }
 static inline void fxprune_wait3() { emulate_wait(3); }
 
-// Cells of 16 bits.
+// Cells.
 
 template <typename To, typename From>
 static inline To bits(From from) {
@@ -125,6 +125,11 @@ static unsigned short narrow_f16(float x) {
   const int steps = (int)std::nearbyint(std::ldexp(size, 10 - exponent));  // to even, as the processor starts with
   return sign | (unsigned short)(((exponent + 14) << 10) + steps);          // a carry goes into the exponent
 }
+static inline void start_product(float *d, const unsigned *a, const unsigned *b, unsigned (*widen)(unsigned short)) {
+  Fiber &fiber = fibers[current];
+  fiber.to = d, fiber.from[0] = a, fiber.from[1] = b, fiber.widen = widen;
+  wait_for(MULTIPLY);
+}
 #define CELLS(type)                                                                                             \
   static inline void fxprune_read1_##type(float *to, const void *from) {                                        \
     to[0] = bits<float>(widen_##type(*(const unsigned short *)from));                                           \
@@ -139,14 +144,36 @@ static unsigned short narrow_f16(float x) {
     ((unsigned short *)to)[0] = narrow_##type(low), ((unsigned short *)to)[1] = narrow_##type(high);            \
   }                                                                                                             \
   static inline void fxprune_multiply_##type(float *d, const unsigned *a, const unsigned *b) {                  \
-    Fiber &fiber = fibers[current];                                                                             \
-    fiber.to = d, fiber.from[0] = a, fiber.from[1] = b, fiber.widen = widen_##type;                             \
-    wait_for(MULTIPLY);                                                                                         \
+    start_product(d, a, b, widen_##type);                                                                       \
   }
 CELLS(bf16)
 CELLS(f16)
+static unsigned round_tf32(float x) {  // to nearest, ties away from zero: cvt.rna
+  const unsigned all = bits<unsigned>(x);
+  return std::isfinite(x) ? (all + 0x1000) & ~0x1fffu : all;
+}
+static inline void fxprune_load_rounded(unsigned *to, const float *from, int next) {
+  to[0] = round_tf32(from[0]), to[1] = round_tf32(from[next]);
+}
+static inline void fxprune_load_cut(unsigned *to, const float *from, int next) {  // a mistake
+  to[0] = bits<unsigned>(from[0]), to[1] = bits<unsigned>(from[next]);
+}
+static inline void fxprune_multiply_tf32(float *d, const unsigned *a, const unsigned *b) {
+  start_product(d, a, b, nullptr);
+}
+static inline void fxprune_read1_f32(float *to, const void *from) { to[0] = *(const float *)from; }
+static inline void fxprune_read2_f32(float *to, const void *from) {
+  if ((size_t)from % 8) fail("a pair is not aligned");
+  to[0] = ((const float *)from)[0], to[1] = ((const float *)from)[1];
+}
+static inline void fxprune_write1_f32(void *to, float x) { *(float *)to = x; }
+static inline void fxprune_write2_f32(void *to, float x, float y) {
+  if ((size_t)to % 8) fail("a pair is not aligned");
+  ((float *)to)[0] = x, ((float *)to)[1] = y;
+}
 
-// What a warp does together; fragments as the PTX ISA has them in "Matrix Fragments for mma.m16n8k16" and "ldmatrix".
+// What a warp does together; fragments as the PTX ISA has them in "Matrix Fragments for mma.m16n8k16", those
+// "for mma.m16n8k8", and "ldmatrix".
 
 static inline void fxprune_load_transposed(unsigned *to, const void *from) {
   Fiber &fiber = fibers[current];
@@ -154,24 +181,27 @@ static inline void fxprune_load_transposed(unsigned *to, const void *from) {
   wait_for(LOAD);
 }
 static float cell_of(const Fiber &fiber, int operand, int number) {  // 0 is the lower half of the first register
+  if (!fiber.widen) return bits<float>(((const unsigned *)fiber.from[operand])[number] & ~0x1fffu);  // cut, not rounded
   const unsigned both = ((const unsigned *)fiber.from[operand])[number / 2];
   return bits<float>(fiber.widen(number % 2 ? both >> 16 : both & 0xffff));
 }
 static void multiply(Fiber *warp) {
+  const int word = warp[0].widen ? 2 : 1, steps = 8 * word;  // cells of a register, columns of a
   double a[16][16], b[16][8], d[16][8];
   for (int lane = 0; lane < WARP; ++lane) {
     const int group = lane >> 2, within = lane % 4;
-    for (int i = 0; i < 8; ++i) {
-      const int row = i < 2 || (i >= 4 && i < 6) ? group : group + 8;
-      const int column = within * 2 + (i & 1) + (i >= 4 ? 8 : 0);
+    for (int i = 0; i < 4 * word; ++i) {
+      const int reg = i / word, row = reg % 2 ? group + 8 : group;
+      const int column = within * word + i % word + (reg >= 2 ? steps / 2 : 0);
       a[row][column] = cell_of(warp[lane], 0, i);
     }
-    for (int i = 0; i < 4; ++i) b[within * 2 + (i & 1) + (i >= 2 ? 8 : 0)][group] = cell_of(warp[lane], 1, i);
+    for (int i = 0; i < 2 * word; ++i)
+      b[within * word + i % word + (i >= word ? steps / 2 : 0)][group] = cell_of(warp[lane], 1, i);
   }
   for (int row = 0; row < 16; ++row)
     for (int column = 0; column < 8; ++column) {
       d[row][column] = 0;
-      for (int k = 0; k < 16; ++k) d[row][column] += a[row][k] * b[k][column];
+      for (int k = 0; k < steps; ++k) d[row][column] += a[row][k] * b[k][column];
     }
   for (int lane = 0; lane < WARP; ++lane)
     for (int i = 0; i < 4; ++i)

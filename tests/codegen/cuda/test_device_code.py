@@ -14,7 +14,7 @@ from fxprune.codegen.cuda.build import CudaLibrary, build_library, write_sources
 from fxprune.codegen.cuda.nvcc import DeviceCode, compile_cuda, find_nvcc, read_resources
 from fxprune.codegen.cuda.schedules import TILES
 from fxprune.codegen.cuda.target import ARCHITECTURES
-from fxprune.codegen.cuda.tensor_schedules import TENSOR_TILES
+from fxprune.codegen.cuda.tensor_schedules import TENSOR_TILES, TF32_TILES
 from fxprune.codegen.cuda.tensor_tile import TensorSchedule, find_tensor_fault
 from fxprune.codegen.cuda.tile import ColumnsSchedule
 from fxprune.codegen.workload import CellType
@@ -93,9 +93,12 @@ def _tensor_script(name: str, schedule: TensorSchedule, cells: CellType, batch: 
     return make(case, draw_tensors(case.layer, name)).script(name)
 
 
+_ALL_TENSOR_TILES = (*TENSOR_TILES, *TF32_TILES)
+
+
 def _check_tensor_tiles(library: CudaLibrary) -> None:
     for name, function in library.functions.items():
-        tile, found = TENSOR_TILES[int(name.split("_")[1])], function.resources
+        tile, found = _ALL_TENSOR_TILES[int(name.split("_")[1])], function.resources
         assert (found.spill_bytes, found.stack_bytes) == (0, 0), name
         assert 0 < found.registers <= _most_registers(tile), name
         assert found.shared_bytes == tile.shared_bytes
@@ -109,7 +112,10 @@ def _most_registers(tile: TensorSchedule) -> int:
 
 @needs_nvcc
 def test_default_tiles_on_tensor_cores_spill_no_register() -> None:
-    texts = {f"t_{n}": _tensor_script(f"t_{n}", tile, "bfloat16", 8) for n, tile in enumerate(TENSOR_TILES)}
+    texts = {
+        f"t_{n}": _tensor_script(f"t_{n}", tile, "bfloat16" if tile.cell_bytes == 2 else "float32", 8)
+        for n, tile in enumerate(_ALL_TENSOR_TILES)
+    }
     _check_tensor_tiles(build_library(texts, "sm_90a"))
 
 
@@ -117,14 +123,14 @@ def test_default_tiles_on_tensor_cores_spill_no_register() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_architecture_compiles_every_tile_on_tensor_cores(arch: str) -> None:
-    cells: tuple[CellType, ...] = ("bfloat16", "float16")
     texts = {}
-    for number, tile in enumerate(TENSOR_TILES):
+    for number, tile in enumerate(_ALL_TENSOR_TILES):
+        cells: CellType = "float32" if tile.cell_bytes == 4 else ("bfloat16", "float16")[number % 2]
         for batch in (1, 2, 8):
             name = f"t_{number}_batch_{batch}"
-            case = cuda_case(s := conv(1, 1, (1, 1), batch=batch), tile, full_pattern(s), "bfloat16", x_halo=_AROUND)
+            case = cuda_case(s := conv(1, 1, (1, 1), batch=batch), tile, full_pattern(s), cells, x_halo=_AROUND)
             if find_tensor_fault(case.workload(), tile) is None:
-                texts[name] = _tensor_script(name, tile, cells[number % 2], batch)
+                texts[name] = _tensor_script(name, tile, cells, batch)
     _check_tensor_tiles(build_library(texts, arch))
 
 
@@ -136,6 +142,15 @@ def test_products_copies_and_fetches_are_what_a_gpu_has() -> None:
     assert "cp.async.cg.shared.global [%0], [%1], 16;" in source
     assert source.count("__syncthreads") == 1
     assert "bf16" not in source
+
+
+def test_products_in_tf32_are_rounded_and_their_copies_asynchronous() -> None:
+    for batch, size in ((1, 4), (8, 16)):
+        source = write_sources([{"k": _tensor_script("k", TF32_TILES[1], "float32", batch)}], "sm_80")[0].text
+        assert "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32" in source
+        assert "cvt.rna.tf32.f32" in source
+        assert f"shared.global [%0], [%1], {size};" in source
+        assert "fxprune_move2" not in source
 
 
 def test_arguments_are_named_in_the_order_of_the_kernel() -> None:

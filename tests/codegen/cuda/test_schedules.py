@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fxprune.codegen.cuda.costs import count_steps, floor_us
 from fxprune.codegen.cuda.schedules import TILES, find_candidates, predict_dense_us, predict_us
 from fxprune.codegen.cuda.target import read_cuda_target
+from fxprune.codegen.cuda.tensor_tile import TensorSchedule
 from fxprune.codegen.cuda.tile import LARGEST_GRID_Y, find_schedule_fault
 from fxprune.codegen.workload import ConvShape, Workload
 from tests.codegen.cuda.suite import SMALL, cuda_case, make
@@ -42,6 +45,20 @@ def test_no_prediction_is_below_the_floor(name: str) -> None:
     candidates = find_candidates(work, pattern, H200)
     assert [candidate.predicted_us for candidate in candidates] == sorted(c.predicted_us for c in candidates)
     assert all(candidate.predicted_us >= floor for candidate in candidates)
+
+
+def test_tf32_competes_with_strict_float32_where_it_is_allowed() -> None:
+    shape = _SHAPES["3x3, batch 64"]
+    work, pattern = _work(shape), draw_pattern(shape, (128,), 0.2)
+    rounded = replace(H200, precision="tf32")
+    strict = {c.schedule: c.predicted_us for c in find_candidates(work, pattern, H200)}
+    both = {c.schedule: c.predicted_us for c in find_candidates(work, pattern, rounded)}
+    assert strict.items() < both.items()
+    added = {schedule: us for schedule, us in both.items() if schedule not in strict}
+    assert all(isinstance(schedule, TensorSchedule) and schedule.cell_bytes == 4 for schedule in added)
+    assert min(added.values()) < min(strict.values())
+    assert min(added.values()) >= floor_us(work, pattern.stored, rounded)
+    assert predict_dense_us(work, rounded) < predict_dense_us(work, H200)
 
 
 def test_fewer_columns_take_less_time() -> None:

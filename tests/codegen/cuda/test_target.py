@@ -21,6 +21,15 @@ def test_peaks_are_those_of_the_data_sheets() -> None:
     assert found == pytest.approx(wanted, rel=0.01)
 
 
+def test_tf32_has_half_the_rate_of_16_bits_where_it_is_allowed() -> None:
+    for arch in ARCHITECTURES:
+        wanted = {"kind": "cuda", "arch": arch}
+        strict, rounded = read_cuda_target(wanted), read_cuda_target(wanted, "tf32")
+        assert rounded.peak_gflops("float32") == rounded.peak_gflops("bfloat16") / 2
+        assert strict.peak_gflops("bfloat16") == rounded.peak_gflops("bfloat16")
+        assert "float32 as tf32" in rounded.description
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [

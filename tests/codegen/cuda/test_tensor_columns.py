@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from fxprune.codegen.cuda.fragments import order_fragments
+from fxprune.codegen.cuda.fragments import order_fragments, round_tf32
 from fxprune.codegen.cuda.tensor_columns import build_tensor_kernel
-from fxprune.codegen.cuda.tensor_schedules import TENSOR_TILES
+from fxprune.codegen.cuda.tensor_schedules import TENSOR_TILES, TF32_TILES
 from fxprune.codegen.cuda.tensor_tile import TensorSchedule
 from fxprune.codegen.cuda.tile import load_width
 from fxprune.codegen.workload import CellType
@@ -24,8 +24,16 @@ from tests.codegen.suite import conv, draw_pattern, draw_tensors, full_pattern
 LOW = TensorSchedule(16, 32, 16, 2, (16, 32))
 MIXED = TensorSchedule(32, 64, 32, 3, (16, 32))
 TALL = TensorSchedule(64, 64, 16, 4, (32, 32), "blocks")
+
+
+def _tf32(schedule: TensorSchedule) -> TensorSchedule:
+    """Return the schedule for float32 with as many bytes a step."""
+    return replace(schedule, depth=schedule.depth // 2, cell_bytes=4)
+
+
 _TURNS: tuple[tuple[TensorSchedule, CellType], ...] = (
-    (LOW, "bfloat16"), (MIXED, "float16"), (TALL, "bfloat16"), (MIXED, "bfloat16")
+    (LOW, "bfloat16"), (_tf32(MIXED), "float32"), (MIXED, "float16"), (_tf32(LOW), "float32"), (TALL, "bfloat16"),
+    (_tf32(TALL), "float32"), (MIXED, "bfloat16")
 )  # fmt: skip
 
 CASES = {
@@ -36,11 +44,13 @@ CASES = {
 
 _LAYER = conv(16, 70, (9, 9), 3, padding=1, batch=8)
 SCHEDULES = {
-    f"schedule_{tile.rows}_{tile.pixels}_{tile.depth}_{tile.stages}_{tile.warp[0]}x{tile.warp[1]}": cuda_case(
-        _LAYER, tile, draw_pattern(_LAYER, (70,), 0.4), "bfloat16", residual=True
+    "_".join(["schedule", *str(tile).split()]): cuda_case(
+        _LAYER, tile, draw_pattern(_LAYER, (70,), 0.4), "float32" if tile.cell_bytes == 4 else "bfloat16", residual=True
     )
     for tile in (
         *TENSOR_TILES,
+        *TF32_TILES,
+        TensorSchedule(16, 128, 32, 2, (16, 16), cell_bytes=4),
         TensorSchedule(16, 128, 64, 2, (16, 16)),
         TensorSchedule(16, 32, 16, 3, (16, 16)),
         TensorSchedule(128, 64, 32, 3, (16, 64), "blocks"),
@@ -72,7 +82,9 @@ def test_every_cuda_text_and_every_kind_of_tile_equals_torch(tmp_path: Path) -> 
         everything.check(name)
 
 
-_SMALL = {"small": cuda_case(s := conv(16, 32, (3, 3), 3, padding=1, batch=8), MIXED, full_pattern(s), "float16")}
+_SHAPE = conv(16, 32, (3, 3), 3, padding=1, batch=8)
+_SMALL = {"small": cuda_case(_SHAPE, MIXED, full_pattern(_SHAPE), "float16")}
+_SMALL_TF32 = {"small": cuda_case(_SHAPE, _tf32(MIXED), full_pattern(_SHAPE))}
 _MISTAKES = {
     "a step is multiplied before it is there": ("    fxprune_wait1();\n", ""),
     "a step is overwritten while it is multiplied": ("    __syncthreads();\n", ""),
@@ -87,6 +99,28 @@ def test_a_mistake_in_the_text_is_seen(tmp_path: Path, mistake: str) -> None:
     broken = Emulated(_SMALL, tmp_path, _MISTAKES[mistake])
     with pytest.raises(AssertionError, match="of what rounding may cost"):
         broken.check("small")
+
+
+_MISTAKES_TF32 = {
+    "activations are not rounded": ("fxprune_load_rounded(", "fxprune_load_cut("),
+    "the halves of a product's b change places": ("(&(b_ptr[(j_1 * 2)]))", "(&(b_ptr[(j_1 * 2) ^ 2]))"),
+}
+
+
+@pytest.mark.parametrize("mistake", _MISTAKES_TF32)
+def test_a_mistake_in_the_text_for_tf32_is_seen(tmp_path: Path, mistake: str) -> None:
+    broken = Emulated(_SMALL_TF32, tmp_path, _MISTAKES_TF32[mistake])
+    with pytest.raises(AssertionError, match="of what rounding may cost"):
+        broken.check("small")
+
+
+def test_tf32_is_rounded_to_the_nearest() -> None:
+    one, step = np.float32(1), np.float32(2.0**-10)
+    values = np.asarray([1, 1 + step / 4, 1 + step / 2, -1 - step / 2, 1 + step * 3 / 4, 0, np.inf, -3e38], np.float32)
+    wanted = np.asarray([1, 1, 1 + step, -1 - step, 1 + step, 0, np.inf, round(3e38 / 2.0**117) * -(2.0**117)])
+    assert round_tf32(values).tolist() == wanted.astype(np.float32).tolist()
+    assert np.isnan(round_tf32(np.asarray([np.nan], np.float32))).all()
+    assert round_tf32(one.reshape(1)).dtype == np.float32
 
 
 def test_weights_out_of_fragment_order_are_seen(tmp_path: Path) -> None:
@@ -118,7 +152,9 @@ def test_copies_are_as_wide_as_the_batch_allows(batch: int, width: int) -> None:
 
 
 _BAD_SCHEDULES: dict[str, tuple[TensorSchedule, CellType]] = {
-    "tensor cores take float16 and bfloat16": (LOW, "float32"),
+    "cells of float32; they have 4 bytes, this one takes 2": (LOW, "float32"),
+    "cells of float16; they have 2 bytes, this one takes 4": (_tf32(LOW), "float16"),
+    "the step at least 8": (replace(_tf32(LOW), depth=4), "float32"),
     "powers of two": (replace(LOW, rows=48), "bfloat16"),
     "the step at least 16": (replace(LOW, depth=8), "bfloat16"),
     "at most its tile": (replace(LOW, warp=(32, 32)), "bfloat16"),
