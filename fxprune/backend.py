@@ -22,11 +22,11 @@ from fxprune.frozen.artifact import LIBRARIES
 from fxprune.graph import Captured
 from fxprune.layer_reports import report_layers
 from fxprune.lowering.cases import find_cases
-from fxprune.lowering.choice import Case, Choice
+from fxprune.lowering.choice import Case, Choice, gains
 from fxprune.lowering.known import Known
 from fxprune.lowering.program import Build, Program, lower
 from fxprune.lowering.select import select
-from fxprune.lowering.whole import WholeTimes, gains, time_whole
+from fxprune.lowering.whole import WholeTimes, time_whole
 from fxprune.microbatch import split_batch
 from fxprune.model_report import report_model
 from fxprune.passes import PassRecord

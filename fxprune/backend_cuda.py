@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -19,6 +20,7 @@ from fxprune.compiled import Specialisation
 from fxprune.errors import ArtifactError, UnsupportedError
 from fxprune.frozen.artifact import LIBRARIES
 from fxprune.graph import Captured
+from fxprune.guarded import GuardedProgram
 from fxprune.layer_reports import report_layers
 from fxprune.lowering.cases import find_cases
 from fxprune.lowering.cuda.choice import CudaChoice
@@ -64,6 +66,7 @@ def build(
     facts: MaskFacts,
     target: CudaTarget,
     *,
+    measure: bool,
     start: float,
 ) -> Specialisation:
     """Choose, lower, compile, report.
@@ -74,12 +77,13 @@ def build(
         records: What the passes did.
         facts: What the report says of the masks.
         target: The GPU.
+        measure: Let the first run on a GPU decide between kernels and dense torch.
         start: `time.perf_counter` when the compilation began.
     """
     gm = captured.graph_module
     cases, obstacles = find_cases(gm, depthwise=False, types=KERNEL_TYPES)
     choices = select(cases, target)
-    program = lower(gm, cases, choices, target)
+    kernels = lower(gm, cases, choices, target, guarded=measure)
     verdict = _sum_up(choices, target)
     report = report_model(
         gm,
@@ -88,13 +92,30 @@ def build(
         facts,
         target=target.description,
         threads=torch.get_num_threads(),
-        layers=report_layers(gm, cases, choices, obstacles, facts, program.kernels),
+        layers=report_layers(gm, cases, choices, obstacles, facts, kernels.kernels),
         whole_model=verdict,
         libraries=LIBRARIES,
         start=start,
     )
     logger.info("compiled in %.1f s: %s", report.compile_seconds, verdict)
-    return Specialisation(program, captured.out_spec, report)
+    return guard(gm, facts, kernels, Specialisation(kernels, captured.out_spec, report))
+
+
+def guard(gm: fx.GraphModule, facts: MaskFacts, kernels: CudaProgram, made: Specialisation) -> Specialisation:
+    """Let the first run decide between kernels and dense torch, if the program's recipe says so.
+
+    Args:
+        gm: The graph after all passes.
+        facts: What the report says of the masks.
+        kernels: The program.
+        made: What it was made into.
+    """
+    if not kernels.kernels or not kernels.recipe["guarded"]:
+        return made
+    reason = "as a whole the model is faster on dense torch on this GPU"
+    dense, layers, _ = keep_dense(gm, facts, kernels.recipe, reason)
+    program = GuardedProgram(kernels, dense)
+    return replace(made, program=program, verdict=lambda: program.verdict, dense_layers=layers)
 
 
 def restore(gm: fx.GraphModule, recipe: Mapping[str, object], binary: bytes | None) -> CudaProgram:
@@ -122,7 +143,8 @@ def restore(gm: fx.GraphModule, recipe: Mapping[str, object], binary: bytes | No
 
     dense = CudaChoice(None, "as it was saved")
     chosen = {node: choices.get(node.name, dense) for node in cases}
-    return lower(gm, cases, chosen, target, None if binary is None else open_library)
+    guarded = bool(recipe["guarded"])
+    return lower(gm, cases, chosen, target, None if binary is None else open_library, guarded=guarded)
 
 
 def keep_dense(

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import NoReturn, Protocol, SupportsIndex
@@ -20,7 +20,7 @@ from fxprune.errors import FxpruneError, UnsupportedError
 from fxprune.frozen.artifact import Binary, Part, Source, write_artifact
 from fxprune.frozen.inputs import InputForm
 from fxprune.masks import PackedMasks
-from fxprune.report import CompileReport
+from fxprune.report import CompileReport, LayerReport, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +58,25 @@ class Specialisation:
         out_spec: How its flat results become what the model returns.
         report: What was done.
         source: The captured graph, to be written to a file; None if it was read from one.
+        verdict: Returns what the first run found; None: it found nothing, or there was none.
+        dense_layers: The layers of the report in case that was dense torch.
     """
 
     program: Program
     out_spec: TreeSpec
     report: CompileReport
     source: Source | None = None
+    verdict: Callable[[], Verdict | None] = lambda: None
+    dense_layers: tuple[LayerReport, ...] = ()
+
+    def report_now(self) -> CompileReport:
+        """Return the report with what the first run found."""
+        found = self.verdict()
+        if found is None:
+            return self.report
+        return replace(
+            self.report, whole_model=found.text, layers=self.report.layers if found.sparse else self.dense_layers
+        )
 
 
 _NOT_YET = (
@@ -203,7 +216,7 @@ class CompiledModule(nn.Module):
         Raises:
             FxpruneError: Nothing was compiled yet.
         """
-        return self._last().report
+        return self._last().report_now()
 
     @property
     def graph_module(self) -> fx.GraphModule:

@@ -102,14 +102,17 @@ def compile(  # noqa: A001  # the public name; torch.compile has it too
         )
         compiled.set_masks(ready.masks)
         made = backend.build(ready.captured, tree_leaves((args, dict(kwargs))), ready.records, facts, start)
-        layers = count_from_originals(made.report.layers, ready.originals, facts.kept_weight)
+        layers, dense_layers = (
+            count_from_originals(layers, ready.originals, facts.kept_weight)
+            for layers in (made.report.layers, made.dense_layers)
+        )
         report = replace(made.report, layers=layers)
         dump_text("report.txt", str(report))
         form = InputForm.of(args, kwargs)
         source = Source(
             lambda form: ready_for(*form.arguments()).captured, form, facts, ready.originals, ready.captured
         )
-        return replace(made, report=report, source=source)
+        return replace(made, report=report, source=source, dense_layers=dense_layers)
 
     compiled = CompiledModule(compile_for, kept if structure == "exact" else None, any_device=backend.elsewhere)
     if inputs is not None:

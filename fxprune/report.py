@@ -33,6 +33,19 @@ _SHORT_COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What the first run of a compiled model found on the device that it was compiled for.
+
+    Attributes:
+        sparse: Whether its kernels run; else dense torch does.
+        text: What runs, and why, as `CompileReport.whole_model`.
+    """
+
+    sparse: bool
+    text: str
+
+
+@dataclass(frozen=True)
 class LayerReport:
     """One layer, as it runs.
 

@@ -95,6 +95,6 @@ def _open_cuda(target: str | Mapping[str, object], options: Options) -> Backend:
     def build(
         captured: Captured, inputs: Sequence[object], records: Sequence[PassRecord], facts: MaskFacts, start: float
     ) -> Specialisation:
-        return backend_cuda.build(captured, inputs, records, facts, gpu, start=start)
+        return backend_cuda.build(captured, inputs, records, facts, gpu, measure=options.measure, start=start)
 
     return Backend(gpu.efficiency, build, gpu.narrow_efficiency, elsewhere=True)

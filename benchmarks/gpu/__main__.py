@@ -110,7 +110,8 @@ def _format(row: Row) -> str:
     dense = min(time for name, time in times if _is_peer(name) and name.endswith(kind))
     listed = ", ".join(f"{name} {time:.1f} us" for name, time in times)
     facts = ", ".join(f"{name} {value:.3g}" for name, value in row.facts.items())
-    return f"{row.label}: {dense / ours:.2f}x of dense {kind}; {listed}; {facts}"
+    note = f"; {row.note}" if row.note else ""
+    return f"{row.label}: {dense / ours:.2f}x of dense {kind}; {listed}; {facts}{note}"
 
 
 def _is_peer(engine: str) -> bool:

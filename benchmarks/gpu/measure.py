@@ -11,7 +11,6 @@ from torch import nn
 
 import fxprune
 from benchmarks.gpu.layers import TYPES, Kind, LayerCase, draw_input, precision_of
-from benchmarks.gpu.timing import time_interleaved
 from benchmarks.masks import apply_masks, make_masks
 from benchmarks.models import build_model
 from fxprune.codegen.cuda.cache import open_library
@@ -20,6 +19,7 @@ from fxprune.codegen.cuda.driver import Grid
 from fxprune.codegen.cuda.fragments import round_tf32
 from fxprune.codegen.cuda.kernel import CudaKernel
 from fxprune.codegen.cuda.target import CudaTarget
+from fxprune.codegen.cuda.timing import time_interleaved
 from fxprune.lowering.cuda.precision import float32_precision
 
 TOLERANCE: dict[torch.dtype, float] = {torch.float32: 1e-5, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
@@ -41,12 +41,14 @@ class Row:
         kind: What it was computed with; peers of the same kind count.
         times_us: Median microseconds by engine.
         facts: Floors, predictions, errors.
+        note: What fxprune says of it.
     """
 
     label: str
     kind: Kind
     times_us: Mapping[str, float]
     facts: Mapping[str, float]
+    note: str = ""
 
 
 def _with_precision(call: Callable[[], object], kind: Kind) -> Callable[[], object]:
@@ -193,4 +195,5 @@ def measure_model(case: ModelCase, device: torch.device) -> Row:
     if case.kind == "float32":
         calls["eager tf32"] = _with_precision(lambda: dense(x), "tf32")
     facts = {"largest error": errors[0], "error of dense": errors[1]}
-    return Row(case.label, case.kind, time_interleaved(calls), facts)
+    times = time_interleaved(calls)
+    return Row(case.label, case.kind, times, facts, compiled.report.whole_model)

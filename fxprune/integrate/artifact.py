@@ -23,7 +23,7 @@ from fxprune.frozen.inputs import InputForm, read_inputs, read_spec
 from fxprune.frozen.report import read_facts, read_originals, read_report
 from fxprune.frozen.tensors import read_mask
 from fxprune.graph import Captured
-from fxprune.integrate.gpu import is_for_gpu, open_program
+from fxprune.integrate.gpu import is_for_gpu, open_specialisation
 from fxprune.integrate.native import NATIVE, Stored, rebuild, run_dense, trust
 from fxprune.report import CompileReport
 
@@ -157,8 +157,7 @@ def _read_part(
     binary = container.read(kernels_name(number)) if recipe["functions"] and native == "trust" else b""
     if is_for_gpu(recipe):
         with _named(container):
-            program, report = open_program(stored, binary, native)
-        return form, Specialisation(program, out_spec, report)
+            return form, open_specialisation(stored, out_spec, binary, native)
     if native == "trust":
         kernels, report = trust(stored, binary)
     else:

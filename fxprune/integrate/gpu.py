@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from torch.utils._pytree import TreeSpec
+
+from fxprune.compiled import Specialisation
 from fxprune.frozen.artifact import installed_versions
 from fxprune.integrate.native import Stored
 from fxprune.originals import count_from_originals
-from fxprune.report import CompileReport
-
-if TYPE_CHECKING:
-    from fxprune.lowering.cuda.program import CudaProgram
+from fxprune.report import LayerReport
 
 
 def is_for_gpu(recipe: Mapping[str, object]) -> bool:
@@ -21,11 +20,12 @@ def is_for_gpu(recipe: Mapping[str, object]) -> bool:
     return isinstance(target, Mapping) and target.get("kind") == "cuda"
 
 
-def open_program(stored: Stored, binary: bytes, native: str) -> tuple[CudaProgram, CompileReport]:
+def open_specialisation(stored: Stored, out_spec: TreeSpec, binary: bytes, native: str) -> Specialisation:
     """Make a program for a GPU; it looks for one when it is first called.
 
     Args:
         stored: The specialisation.
+        out_spec: How its flat results become what the model returns.
         binary: Its library; empty if it has no kernels.
         native: As in `load`.
 
@@ -34,18 +34,16 @@ def open_program(stored: Stored, binary: bytes, native: str) -> tuple[CudaProgra
     """
     from fxprune import backend_cuda
 
-    if native == "trust":
-        return backend_cuda.restore(stored.graph_module, stored.recipe, binary), stored.report
-    if native == "rebuild":
-        program = backend_cuda.restore(stored.graph_module, stored.recipe, None)
-        return program, replace(stored.report, versions=installed_versions())
-    program, layers, verdict = backend_cuda.keep_dense(
-        stored.graph_module, stored.facts, stored.recipe, "loaded with native='dense'"
-    )
-    report = replace(
-        stored.report,
-        layers=count_from_originals(layers, stored.originals, stored.facts.kept_weight),
-        whole_model=verdict,
-        versions=installed_versions(),
-    )
-    return program, report
+    gm, facts, recipe = stored.graph_module, stored.facts, stored.recipe
+    if native == "dense":
+        program, layers, verdict = backend_cuda.keep_dense(gm, facts, recipe, "loaded with native='dense'")
+        report = replace(stored.report, layers=_count(stored, layers), whole_model=verdict)
+        return Specialisation(program, out_spec, replace(report, versions=installed_versions()))
+    program = backend_cuda.restore(gm, recipe, binary if native == "trust" else None)
+    report = stored.report if native == "trust" else replace(stored.report, versions=installed_versions())
+    made = backend_cuda.guard(gm, facts, program, Specialisation(program, out_spec, report))
+    return replace(made, dense_layers=_count(stored, made.dense_layers))
+
+
+def _count(stored: Stored, layers: Sequence[LayerReport]) -> tuple[LayerReport, ...]:
+    return count_from_originals(layers, stored.originals, stored.facts.kept_weight)

@@ -16,6 +16,14 @@ from fxprune.codegen.workload import ConvShape
 from fxprune.layer import Layer
 from fxprune.nodes import get_tensor
 
+NOISE = 0.03
+"""Kernels must beat dense torch by this share of its time."""
+
+
+def gains(ours: float, theirs: float) -> bool:
+    """Whether the time with kernels is less than that on dense torch, beyond noise."""
+    return ours <= theirs * (1 - NOISE)
+
 
 @dataclass(frozen=True, eq=False)
 class Case:

@@ -25,7 +25,7 @@ from fxprune.codegen.schedules import (
 )
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.winograd_schedules import winograd_candidates
-from fxprune.lowering.choice import Case, Choice, family_of
+from fxprune.lowering.choice import NOISE, Case, Choice, family_of
 from fxprune.lowering.copies import copy_costs
 from fxprune.lowering.geometry import is_depthwise
 from fxprune.lowering.known import DENSE, Known, candidate_text, read_candidate
@@ -34,9 +34,6 @@ from fxprune.lowering.orders import Family, activations, choose_orders
 from fxprune.lowering.trials import find_trials
 
 logger = logging.getLogger(__name__)
-
-NOISE = 0.03
-"""A kernel must beat dense by this share of its time."""
 
 MODEL_MARGIN = 0.15
 """Without a measurement the predicted kernel must beat the predicted dense layer by this share."""

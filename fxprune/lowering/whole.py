@@ -11,11 +11,11 @@ import torch
 from torch import fx
 
 from fxprune.codegen.target import CpuTarget
+from fxprune.lowering.choice import gains
 from fxprune.lowering.known import DENSE, Known
 from fxprune.lowering.measure import time_calls
 from fxprune.lowering.profile import profile
 from fxprune.lowering.program import Program, lower
-from fxprune.lowering.select import NOISE
 from fxprune.records.record import Record
 
 _KERNELS = "kernels"
@@ -35,11 +35,6 @@ class WholeTimes:
     kernels_seconds: float
     dense_seconds: float
     overhead: Mapping[str, float]
-
-
-def gains(ours: float, theirs: float) -> bool:
-    """Whether the time with kernels is less than that on dense torch, beyond noise."""
-    return ours <= theirs * (1 - NOISE)
 
 
 def time_whole(

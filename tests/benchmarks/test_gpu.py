@@ -12,11 +12,11 @@ import torch
 from benchmarks.gpu.__main__ import _format, main
 from benchmarks.gpu.layers import LayerCase, draw_cases, draw_input
 from benchmarks.gpu.measure import ModelCase, Row, layer_scripts
-from benchmarks.gpu.timing import time_interleaved
 from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.codegen.cuda.target import read_cuda_target
 from fxprune.codegen.cuda.tensor_tile import TensorSchedule
 from fxprune.codegen.cuda.tile import ColumnsSchedule
+from fxprune.codegen.cuda.timing import time_interleaved
 
 H200 = read_cuda_target({"kind": "cuda", "arch": "sm_90a"})
 

@@ -11,7 +11,7 @@ from fxprune.codegen.cuda.cache import CACHE_VARIABLE, open_library
 from tests.codegen.cuda.suite import make
 from tests.codegen.suite import draw_tensors
 from tests.gpu.test_columns_on_gpu import ALL
-from tests.gpu.test_compile_on_gpu import KINDS
+from tests.gpu.test_compile_on_gpu import KERNELS, KINDS
 from tests.lowering.cuda.test_program import MODELS
 from tests.lowering.cuda.test_tensor_program import draw_model
 
@@ -25,7 +25,7 @@ def main(arch: str = "sm_90a") -> None:
         for name in MODELS:
             for kind, precision in KINDS:
                 model, masks, x = draw_model(name, kind)
-                options = {"precision": precision}
+                options = KERNELS | {"precision": precision}
                 fxprune.compile(model, masks, {"kind": "cuda", "arch": arch}, example_inputs=x, options=options)
 
 

@@ -12,6 +12,7 @@ import torch
 from fxprune.codegen.cuda.build import CudaLibrary
 from fxprune.codegen.cuda.driver import Driver, Grid
 from fxprune.codegen.cuda.target import find_arch
+from fxprune.codegen.cuda.timing import time_interleaved
 from fxprune.errors import UnsupportedError
 
 
@@ -21,6 +22,17 @@ class Device(Protocol):
     @property
     def torch_device(self) -> torch.device:
         """Where its tensors lie."""
+
+    @property
+    def name(self) -> str:
+        """Its name for reports and records."""
+
+    def time(self, calls: Mapping[str, Callable[[], object]]) -> Mapping[str, float]:
+        """Return the median microseconds of each call, timed in turns.
+
+        Args:
+            calls: What to time, by name.
+        """
 
     def bind(self, name: str, grid: Grid, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
         """Return a call of a kernel.
@@ -107,6 +119,16 @@ class Gpu:
             yield
             if not captured:
                 self._last = stream, stream.record_event()
+
+    @property
+    def name(self) -> str:
+        """The GPU's name, as the driver says."""
+        return torch.cuda.get_device_name(self.torch_device)
+
+    def time(self, calls: Mapping[str, Callable[[], object]]) -> Mapping[str, float]:
+        """Return the median microseconds of each call by CUDA events."""
+        with torch.cuda.device(self.torch_device):
+            return time_interleaved(calls)
 
     def is_recording(self) -> bool:
         """Whether torch captures a CUDA graph on the current stream."""

@@ -57,6 +57,8 @@ def lower(
     choices: Mapping[fx.Node, CudaChoice],
     target: CudaTarget,
     open_library: OpenLibrary | None = None,
+    *,
+    guarded: bool = False,
 ) -> CudaProgram:
     """Replace every layer by its kernel or by dense torch.
 
@@ -66,6 +68,7 @@ def lower(
         choices: What runs them; a layer without a choice stays dense.
         target: The GPU.
         open_library: Makes the library of the kernels' texts; None = compile them, or find them in the cache.
+        guarded: Whether the first run is to decide between the kernels and dense torch.
     """
     graph, mapped = copy_graph(gm)
     chosen = {node: case for node, case in cases.items() if choices[node].schedule is not None}
@@ -84,7 +87,7 @@ def lower(
     drop_constants(result)
     forget_replaced(result)
     numbered = tuple((module, places[node]) for node, module in copies.items())
-    recipe = write_recipe({node: choices[node].schedule for node in chosen}, target, named)
+    recipe = write_recipe({node: choices[node].schedule for node in chosen}, target, named, guarded=guarded)
     return CudaProgram(Parts(result, steps, numbered, buffers, library, target, recipe))
 
 

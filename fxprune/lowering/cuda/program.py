@@ -102,6 +102,11 @@ class CudaProgram:
         return self.parts.library
 
     @property
+    def device(self) -> Device | None:
+        """What it is tied to; None before its first run."""
+        return self._device
+
+    @property
     def recording(self) -> Recording | None:
         """How it runs; None until it is tied to a device."""
         return self._recording

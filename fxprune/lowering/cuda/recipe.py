@@ -16,7 +16,7 @@ from fxprune.lowering.cuda.choice import CudaChoice
 
 
 def write_recipe(
-    schedules: Mapping[fx.Node, AnySchedule | None], target: CudaTarget, texts: Mapping[str, str]
+    schedules: Mapping[fx.Node, AnySchedule | None], target: CudaTarget, texts: Mapping[str, str], *, guarded: bool
 ) -> dict[str, object]:
     """Return target, schedules by node, and the digest of every function's text, from which its code was made.
 
@@ -24,6 +24,7 @@ def write_recipe(
         schedules: Options of every kernel.
         target: The GPU.
         texts: TVMScript of each function by its global symbol.
+        guarded: Whether the first run is to decide between the kernels and dense torch.
     """
     written = {node.name: _write_schedule(schedule) for node, schedule in schedules.items() if schedule is not None}
     return {
@@ -31,6 +32,7 @@ def write_recipe(
         "precision": target.precision,
         "schedules": written,
         "functions": digest_texts(texts),
+        "guarded": guarded,
     }
 
 

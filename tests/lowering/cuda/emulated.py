@@ -13,7 +13,7 @@ from fxprune.codegen.cuda.driver import Grid
 from fxprune.lowering.cuda.program import CudaProgram
 from tests.codegen.cuda.emulated import aligned
 from tests.codegen.cuda.emulator import Emulator
-from tests.lowering.cuda.twin import TwinDevice, program_of
+from tests.lowering.cuda.twin import TwinDevice, program_of, tie
 
 
 class EmulatedDevice(TwinDevice):
@@ -25,7 +25,7 @@ class EmulatedDevice(TwinDevice):
         scripts = {step.function: step.kernel.script(step.function) for step in program.parts.steps}
         (source,) = write_sources([scripts], program.parts.target.arch)
         self._emulator = Emulator(source, folder)
-        self.launches = []
+        self.launches, self.times = [], {"kernels": 1000.0, "dense": 2000.0}
 
     def bind(self, name: str, grid: Grid, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
         """Return a call of a kernel."""
@@ -42,4 +42,4 @@ class EmulatedDevice(TwinDevice):
 def tie_to_emulator(compiled: CompiledModule, folder: Path) -> None:
     """Make a compiled model run on the CUDA text of its kernels."""
     program = program_of(compiled)
-    program.tie(EmulatedDevice(program, folder))
+    tie(compiled, EmulatedDevice(program, folder))

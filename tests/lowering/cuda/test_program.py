@@ -302,9 +302,9 @@ def test_an_input_elsewhere_is_named() -> None:
 def test_a_program_is_made_again_from_its_recipe_and_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[fx.GraphModule] = []
 
-    def lower_and_keep(gm: fx.GraphModule, *rest: Any) -> CudaProgram:
+    def lower_and_keep(gm: fx.GraphModule, *rest: Any, **options: Any) -> CudaProgram:
         kept.append(gm)
-        return lower(gm, *rest)
+        return lower(gm, *rest, **options)
 
     monkeypatch.setattr("fxprune.backend_cuda.lower", lower_and_keep)
     model, x = chain(), torch.randn(2, 3, *_IMAGE)

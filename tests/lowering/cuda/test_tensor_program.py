@@ -115,9 +115,9 @@ def test_a_cpu_leaves_16_bits_to_torch() -> None:
 def test_a_program_is_made_again_from_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[fx.GraphModule] = []
 
-    def lower_and_keep(gm: fx.GraphModule, *rest: Any) -> CudaProgram:
+    def lower_and_keep(gm: fx.GraphModule, *rest: Any, **options: Any) -> CudaProgram:
         kept.append(gm)
-        return lower(gm, *rest)
+        return lower(gm, *rest, **options)
 
     monkeypatch.setattr("fxprune.backend_cuda.lower", lower_and_keep)
     model, masks, x = draw_model("chain", torch.float16)
