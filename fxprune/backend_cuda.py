@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import fx
 
-from fxprune.codegen.cuda.build import CudaLibrary
-from fxprune.codegen.cuda.device import find_gpu
+from fxprune.arguments import Effort
+from fxprune.codegen.cuda.build import CudaLibrary, find_obstacle_to_building
+from fxprune.codegen.cuda.cache import check_cache, find_library, open_library
+from fxprune.codegen.cuda.device import Gpu, find_gpu
 from fxprune.codegen.cuda.target import ARCHITECTURES, CudaTarget, Precision, find_arch, read_cuda_target
 from fxprune.codegen.cuda.tensor_tile import TensorSchedule
 from fxprune.codegen.cuda.tile import ColumnsSchedule
@@ -23,17 +26,26 @@ from fxprune.graph import Captured
 from fxprune.guarded import GuardedProgram
 from fxprune.layer_reports import report_layers
 from fxprune.lowering.cases import find_cases
+from fxprune.lowering.choice import Case
 from fxprune.lowering.cuda.choice import CudaChoice
+from fxprune.lowering.cuda.known import KnownOnGpu
 from fxprune.lowering.cuda.lower import lower
 from fxprune.lowering.cuda.plan import KERNEL_TYPES
 from fxprune.lowering.cuda.program import CudaProgram
 from fxprune.lowering.cuda.recipe import digest_texts, read_recipe
 from fxprune.lowering.cuda.select import select
+from fxprune.lowering.cuda.trials import OpenDevice
 from fxprune.model_report import report_model
 from fxprune.passes import PassRecord
+from fxprune.records.database import Database
 from fxprune.report import LayerReport, MaskFacts
+from fxprune.tuning.on_gpu import build_on_any_machine, measure_on_gpu
+from fxprune.tuning.progress import Show, Standing, TerminalProgress
 
 logger = logging.getLogger(__name__)
+
+_USUAL = 3
+"""Kernels of a layer that are timed when a model is compiled on the GPU's machine without a record of it."""
 
 
 def prepare_target(target: str | Mapping[str, object], precision: Precision) -> CudaTarget:
@@ -59,6 +71,88 @@ def prepare_target(target: str | Mapping[str, object], precision: Precision) -> 
     return read_cuda_target({"kind": "cuda", "arch": arch}, precision)
 
 
+@dataclass(frozen=True)
+class TuningOnGpu:
+    """Records, and what may be measured.
+
+    Attributes:
+        database: The file of the records.
+        effort: How long to search for faster kernels here.
+        here: Whether the GPU is in this machine.
+        measure: Time kernels here, and let the first run decide between kernels and dense torch.
+    """
+
+    database: Path
+    effort: Effort
+    here: bool
+    measure: bool
+
+
+def _know(cases: Mapping[fx.Node, Case], target: CudaTarget, tuning: TuningOnGpu) -> KnownOnGpu:
+    """Return the records, with those of layers that were measured now if the GPU is here."""
+    database, effort = Database(tuning.database), tuning.effort
+    if not tuning.here:
+        return KnownOnGpu(database, target, None)
+    name, open_device = open_here(target, open_library)
+    known = KnownOnGpu(database, target, name, fills=effort.level != "off")
+    obstacle = find_obstacle_to_building()
+    if tuning.measure and obstacle is not None:
+        logger.info("no kernel is timed before the choice: %s", obstacle)
+    elif tuning.measure:
+        most = None if effort.level == "max" else _USUAL
+        with TerminalProgress() as progress:
+            measure_on_gpu(cases, target, known, open_device, progress, most=most, seconds=effort.seconds)
+    return known
+
+
+def open_here(target: CudaTarget, find: Callable[[Mapping[str, str], str], CudaLibrary]) -> tuple[str, OpenDevice]:
+    """Return the name of this machine's GPU, and what brings kernels to it.
+
+    Args:
+        target: What kernels are for.
+        find: Makes or finds the library of some TVMScript for an architecture.
+
+    Raises:
+        UnsupportedError: There is no GPU.
+    """
+    gpu = find_gpu()
+    return torch.cuda.get_device_name(gpu), lambda scripts: Gpu(find(scripts, target.arch), gpu)
+
+
+def search(
+    gm: fx.GraphModule,
+    target: CudaTarget,
+    database: Path,
+    progress: Show,
+    *,
+    only: str | None = None,
+    seconds: float | None = None,
+) -> Standing:
+    """Search for faster kernels.
+
+    Args:
+        gm: The graph after all passes.
+        target: The GPU.
+        database: The file of the records.
+        progress: Is told of every step.
+        only: "build": compile every kernel and measure nothing. "measure": measure what was compiled so and compile
+            nothing. None: both.
+        seconds: No layer begins to be measured later than this; None = all layers.
+
+    Raises:
+        UnsupportedError: There is no GPU to measure on, or no folder for built kernels where one is needed.
+        CodegenError: A kernel cannot be built, or was not built.
+    """
+    cases, _ = find_cases(gm, depthwise=False, types=KERNEL_TYPES)
+    if only is not None:
+        check_cache()
+    if only == "build":
+        return build_on_any_machine(cases, target, progress)
+    name, open_device = open_here(target, open_library if only is None else find_library)
+    known = KnownOnGpu(Database(database), target, name, fills=True)
+    return measure_on_gpu(cases, target, known, open_device, progress, seconds=seconds)
+
+
 def build(
     captured: Captured,
     inputs: Sequence[object],
@@ -66,7 +160,7 @@ def build(
     facts: MaskFacts,
     target: CudaTarget,
     *,
-    measure: bool,
+    tuning: TuningOnGpu,
     start: float,
 ) -> Specialisation:
     """Choose, lower, compile, report.
@@ -77,13 +171,13 @@ def build(
         records: What the passes did.
         facts: What the report says of the masks.
         target: The GPU.
-        measure: Let the first run on a GPU decide between kernels and dense torch.
+        tuning: Records, and what may be measured.
         start: `time.perf_counter` when the compilation began.
     """
     gm = captured.graph_module
     cases, obstacles = find_cases(gm, depthwise=False, types=KERNEL_TYPES)
-    choices = select(cases, target)
-    kernels = lower(gm, cases, choices, target, guarded=measure)
+    choices = select(cases, target, _know(cases, target, tuning))
+    kernels = lower(gm, cases, choices, target, guarded=tuning.measure)
     verdict = _sum_up(choices, target)
     report = report_model(
         gm,
@@ -171,11 +265,16 @@ def keep_dense(
 def _sum_up(choices: Mapping[fx.Node, CudaChoice], target: CudaTarget) -> str:
     """Say what was chosen for the whole model."""
     kernels = sum(choice.schedule is not None for choice in choices.values())
+    measured = sum(choice.dense_us is not None for choice in choices.values())
+    times = f"{measured} layers were measured" if measured else "nothing was measured"
     if not kernels:
-        return f"dense: no layer is predicted to gain on {target.device}; nothing was measured"
+        gain = "gains" if measured == len(choices) > 0 else f"is predicted to gain on {target.device}"
+        return f"dense: no layer {gain}; {times}"
+    by = "times" if measured == len(choices) else f"the cost model for {target.device}"
+    both = "times and " if 0 < measured < len(choices) else ""
     return (
-        f"sparse: {kernels} of {len(choices)} layers on kernels for {target.arch}, chosen by the cost model for "
-        f"{target.device}{_name_units(choices)}; nothing was measured"
+        f"sparse: {kernels} of {len(choices)} layers on kernels for {target.arch}, chosen by {both}{by}"
+        f"{_name_units(choices)}; {times}"
     )
 
 

@@ -21,7 +21,7 @@ from fxprune.cli import words
 from fxprune.cli.model import read_inputs, read_model
 from fxprune.cli.show import describe_masks, print_error, print_json, print_masks, print_text
 from fxprune.compiler import compile as compile_model
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, UnsupportedError
 from fxprune.integrate.artifact import load, read_reports
 from fxprune.masks import load_masks
 from fxprune.records.place import find_database
@@ -74,6 +74,7 @@ def compile_command(
     tune: Annotated[str, typer.Option(help="off, default, max, or a number of seconds.")] = "off",
     database: words.Database = None,
     threads: words.Threads = None,
+    precision: words.Precision = "ieee",
     as_json: words.AsJson = False,
 ) -> None:
     """Compile a model, write it to a file and print the report."""
@@ -85,7 +86,7 @@ def compile_command(
         structure=structure,
         tune=_read_effort(tune),
         database=database,
-        options={"threads": threads},
+        options={"threads": threads, "precision": precision},
     )
     compiled.save(output)
     if as_json:
@@ -107,9 +108,14 @@ def tune_command(
     workers: Annotated[int, typer.Option(min=1, help="Build in so many threads at once; measured is one by one.")] = 1,
     database: words.Database = None,
     threads: words.Threads = None,
+    precision: words.Precision = "ieee",
+    build_only: Annotated[bool, typer.Option("--build-only", help="GPUs: compile all kernels, measure none.")] = False,
+    measure_only: Annotated[bool, typer.Option("--measure-only", help="GPUs: measure what was compiled so.")] = False,
     as_json: words.AsJson = False,
 ) -> None:
     """Search for faster kernels; `compile` uses what was found, and a search that was stopped goes on."""
+    if build_only and measure_only:
+        raise UnsupportedError("--build-only and --measure-only exclude each other; without either both are done.")
     place = find_database(database)
     with ThreadPoolExecutor(workers) as executor:
         found = tune_model(
@@ -121,12 +127,13 @@ def tune_command(
             executor=None if workers == 1 else executor,
             database=place,
             seconds=seconds,
-            options={"threads": threads},
+            only="build" if build_only else "measure" if measure_only else None,
+            options={"threads": threads, "precision": precision},
         )
     if as_json:
         print_json({"database": str(place), **asdict(found)})
     else:
-        print_text(f"{found}\nrecorded in {place}")
+        print_text(f"{found.done} kernels built" if build_only else f"{found}\nrecorded in {place}")
 
 
 @app.command("report")

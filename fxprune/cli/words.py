@@ -21,5 +21,6 @@ Target = Annotated[str, typer.Option(help="cpu, torch, cuda, or a TVM target as 
 Structure = Annotated[str, typer.Option(help="exact, refill, refill+ or regroup.")]
 Database = Annotated[Path | None, typer.Option(help="File of the measured times; else in the user's cache.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the kernels; else as many as torch uses.")]
+Precision = Annotated[str, typer.Option(help="GPUs: ieee (strict float32), or tf32 on tensor cores.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else.")]
 Saved = Annotated[Path, typer.Argument(help="A file that fxprune compile or compiled.save wrote.")]

@@ -6,13 +6,13 @@ import importlib.metadata
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 from fxprune.codegen.host import device_name
 from fxprune.codegen.plain import read_schedule, write_schedule, write_target
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.version import kernel_version
+from fxprune.lowering.layer_text import describe_case, plain_text
 from fxprune.lowering.measure import Trial
 from fxprune.records.database import Database
 from fxprune.records.record import Context, Record
@@ -29,23 +29,15 @@ _LIBRARIES = ("torch", "apache-tvm", "apache-tvm-ffi")
 def context_of(target: CpuTarget) -> Context:
     """Return what times on this machine belong to."""
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return Context(_plain_text(write_target(target)), kernel_version(), device_name(), versions)
+    return Context(plain_text(write_target(target)), kernel_version(), device_name(), versions)
 
 
 def workload_text(trial: Trial) -> str:
-    """Return what layers of one kind have in common; stored cells count in steps of about 3 %."""
-    layer, pattern = trial.case.layer, trial.case.pattern
-    return _plain_text(
+    """Return what layers of one kind have in common."""
+    return plain_text(
         {
-            "shape": asdict(trial.case.shape),
-            "kind": layer.kind,
-            "activation": [layer.activation, *layer.activation_args],
-            "residual": layer.residual is not None,
+            **describe_case(trial.case),
             "last_reader": trial.last_reader,
-            "stored": f"{round(pattern.density * 32)}/32"
-            if pattern.density > 0.3
-            else f"{round(pattern.density * 128)}/128",
-            "tallest": max(pattern.heights(), default=0),
             "private": trial.private,
             "halos": [trial.x_halo, trial.y_halo],
         }
@@ -54,7 +46,7 @@ def workload_text(trial: Trial) -> str:
 
 def candidate_text(candidate: Candidate) -> str:
     """Return a candidate's options."""
-    return _plain_text({**write_schedule(candidate.schedule), "group_height": candidate.group_height})
+    return plain_text({**write_schedule(candidate.schedule), "group_height": candidate.group_height})
 
 
 def read_candidate(record: Record) -> Candidate | None:
@@ -67,10 +59,6 @@ def read_candidate(record: Record) -> Candidate | None:
         logger.warning("a record's candidate %s is not one of this version: skipped", record.candidate)
         return None
     return Candidate(schedule, record.details.get("predicted_us", 0.0), height)
-
-
-def _plain_text(value: Mapping[str, object]) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 class Known:

@@ -48,16 +48,26 @@ class Database:
             UnsupportedError: The file cannot be opened.
         """
         found: dict[str, dict[str, Record]] = {}
-        skipped = 0
-        for line in self._lines():
-            record = read_record(line)
-            if record is None:
-                skipped += 1
-            elif record.context == context:
+        for record in self._records():
+            if record.context == context:
                 found.setdefault(record.workload, {})[record.candidate] = record
-        if skipped:
-            logger.warning("%s: %d unreadable records are skipped", self.path, skipped)
         return found
+
+    def find_last(self, target: str, kernels: str) -> Context | None:
+        """Return the context of the latest record for a target, on whatever device it was measured.
+
+        Args:
+            target: The target, as text.
+            kernels: Digest of the code that writes kernels.
+
+        Raises:
+            UnsupportedError: The file cannot be opened.
+        """
+        last = None
+        for record in self._records():
+            if (record.context.target, record.context.kernels) == (target, kernels):
+                last = record.context
+        return last
 
     def add(self, records: Sequence[Record]) -> None:
         """Write records; they are on the disk when this returns.
@@ -74,6 +84,18 @@ class Database:
                 os.fsync(handle)
             finally:
                 os.close(handle)  # and with it the lock
+
+    def _records(self) -> Iterator[Record]:
+        """Yield what can be read, the oldest first."""
+        skipped = 0
+        for line in self._lines():
+            record = read_record(line)
+            if record is None:
+                skipped += 1
+            else:
+                yield record
+        if skipped:
+            logger.warning("%s: %d unreadable records are skipped", self.path, skipped)
 
     def _lines(self) -> list[bytes]:
         with self._refusing("read"):

@@ -160,6 +160,18 @@ def test_tune_records(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert again.stderr == ""
 
 
+def test_tune_builds_for_a_gpu_elsewhere(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    monkeypatch.setattr("fxprune.tuning.on_gpu.open_library", lambda scripts, _: built.append(len(scripts)))
+    monkeypatch.setenv("FXPRUNE_CACHE_DIR", str(tmp_path))
+    target = json.dumps({"kind": "cuda", "arch": "sm_90a"})
+    words = ("tune", HERE, "--input", INPUT, "--masks", folder / "masks.safetensors", "--target", target)
+    result = run(*words, "--precision", "tf32", "--build-only")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.strip() == f"{sum(built)} kernels built"
+    assert not list(tmp_path.iterdir())
+
+
 ERRORS = {
     "no such module": (("compile", "no.module:f", "--input", INPUT, "-o", "x"), "cannot be imported"),
     "no such function": (("compile", f"{__name__}:f", "--input", INPUT, "-o", "x"), "cannot be imported"),
@@ -172,7 +184,10 @@ ERRORS = {
     "no file": (("report", "none.fxp"), "'none.fxp' cannot be read"),
     "no folder": (("compile", HERE, "--input", INPUT, "--target", "torch", "-o", "none/x"), "none/x"),
     "no masks": (("masks", "none.pt"), "none.pt"),
-    "no target": (("tune", HERE, "--input", INPUT, "--target", "torch"), "cannot be tuned"),
+    "no target": (("tune", HERE, "--input", INPUT, "--target", "torch"), "has no kernels to tune"),
+    "both halves": (("tune", HERE, "--input", INPUT, "--build-only", "--measure-only"), "exclude each other"),
+    "wrong precision": (("compile", HERE, "--input", INPUT, "--precision", "tf32", "-o", "x"), "Only GPUs have TF32"),
+    "half of a CPU": (("tune", HERE, "--input", INPUT, "--build-only"), "only='build' is for GPUs"),
 }
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fxprune.codegen.cuda.nvcc import DeviceCode, Resources, compile_cuda
+from fxprune.codegen.cuda.nvcc import DeviceCode, Resources, compile_cuda, find_nvcc
 from fxprune.codegen.process import BuildError, serve
 from fxprune.errors import ArtifactError, CodegenError
 
@@ -137,6 +137,17 @@ def write_sources(scripts: Sequence[Mapping[str, str]], arch: str) -> list[CudaS
         parameters = {name: tuple(str(p).removesuffix(_POINTER) for p in listed) for name, listed in found.items()}
         sources.append(CudaSource(str(answer["source"]), parameters))
     return sources
+
+
+def find_obstacle_to_building() -> str | None:
+    """Return why this machine cannot compile kernels, or None."""
+    if os.environ.get(_RUNTIME_ONLY):
+        return f"{_RUNTIME_ONLY} leaves TVM's compiler out."
+    return None if find_nvcc() else "there is no nvcc."
+
+
+_RUNTIME_ONLY = "TVM_USE_RUNTIME_LIB"
+"""Set where only TVM's runtime is installed."""
 
 
 def build_library(scripts: Mapping[str, str], arch: str) -> CudaLibrary:

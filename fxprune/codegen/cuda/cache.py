@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fxprune.codegen.cuda.build import CudaLibrary, build_library
-from fxprune.errors import UnsupportedError
+from fxprune.errors import CodegenError, UnsupportedError
 
 CACHE_VARIABLE = "FXPRUNE_CACHE_DIR"
 
@@ -47,6 +47,42 @@ def open_library(scripts: Mapping[str, str], arch: str) -> CudaLibrary:
             f"{CACHE_VARIABLE}={folder!r}: {path.name} cannot be written ({error}). Name a folder that can be written."
         ) from error
     return library
+
+
+def find_library(scripts: Mapping[str, str], arch: str) -> CudaLibrary:
+    """Return the library of some kernels from the cache; nothing is compiled.
+
+    Args:
+        scripts: TVMScript of each function by its global symbol.
+        arch: e.g. "sm_90a".
+
+    Raises:
+        CodegenError: It is not there.
+        ArtifactError: The file in the cache is damaged.
+    """
+    path = Path(check_cache()) / f"cuda-{_digest(scripts, arch)}.bin"
+    if not path.exists():
+        raise CodegenError(
+            f"'{path}' is missing: these kernels were not built for {arch} into this folder by this version of fxprune "
+            "and TVM. Build them first, on a machine with nvcc, with the same model, masks, inputs and options "
+            "(fxprune tune --build-only), and copy its folder here."
+        )
+    return CudaLibrary.from_binary(path.read_bytes())
+
+
+def check_cache() -> str:
+    """Return the folder of built kernels.
+
+    Raises:
+        UnsupportedError: None is named.
+    """
+    folder = os.environ.get(CACHE_VARIABLE, "")
+    if not folder:
+        raise UnsupportedError(
+            f"{CACHE_VARIABLE} is not set; it names the folder through which kernels get from the machine that builds "
+            "them to the one that measures them."
+        )
+    return folder
 
 
 def _digest(scripts: Mapping[str, str], arch: str) -> str:

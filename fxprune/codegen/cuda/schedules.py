@@ -97,18 +97,20 @@ def predict_us(work: Workload, pattern: RowGroupPattern, schedule: AnySchedule, 
     return grid_us(work, pattern, schedule, target, target.lanes * share)
 
 
-def find_candidates(work: Workload, pattern: RowGroupPattern, target: CudaTarget) -> list[CudaCandidate]:
+def find_candidates(
+    work: Workload, pattern: RowGroupPattern, target: CudaTarget, *, every_order: bool = False
+) -> list[CudaCandidate]:
     """Return the schedules that can compute a layer, best prediction first.
 
     Args:
         work: The layer; all layouts are "chwn".
         pattern: Its row groups.
         target: The GPU.
+        every_order: Whether each tile comes in both orders of its thread blocks, not in the likely better one alone.
     """
     found: list[CudaCandidate] = []
     for tile in _tiles_for(work, target):
-        order = _find_order(tile, work, pattern)
-        if order is not None:
+        for order in _find_orders(tile, work, pattern)[: None if every_order else 1]:
             schedule = replace(tile, order=order)
             found.append(CudaCandidate(schedule, predict_us(work, pattern, schedule, target)))
     return sorted(found, key=lambda candidate: candidate.predicted_us)
@@ -123,11 +125,11 @@ def _tiles_for(work: Workload, target: CudaTarget) -> Sequence[AnySchedule]:
     return [*(tile for tile in tensor if find_tensor_fault(work, tile) is None), *strict]
 
 
-def _find_order(tile: CudaSchedule, work: Workload, pattern: RowGroupPattern) -> Order | None:
-    """Return the better order of those whose grid a GPU takes."""
+def _find_orders(tile: CudaSchedule, work: Workload, pattern: RowGroupPattern) -> list[Order]:
+    """Return the orders whose grid a GPU takes, the likely better one first."""
     tiles, blocks = tiles_of(work, tile), packed_lanes(pattern, tile.height) // tile.height
     orders: tuple[Order, Order] = ("pixels", "blocks")
     if work.x.numel * work.x.cell_bytes > _SMALL_INPUT:
         orders = ("blocks", "pixels")
     second = {"pixels": blocks, "blocks": tiles}
-    return next((order for order in orders if second[order] <= LARGEST_GRID_Y), None)
+    return [order for order in orders if second[order] <= LARGEST_GRID_Y]

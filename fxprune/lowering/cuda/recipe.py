@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from typing import Any
 
 from torch import fx
 
+from fxprune.codegen.cuda.plain import read_schedule, write_schedule
 from fxprune.codegen.cuda.target import CudaTarget, Precision, read_cuda_target
-from fxprune.codegen.cuda.tensor_tile import AnySchedule, TensorSchedule
-from fxprune.codegen.cuda.tile import ColumnsSchedule
+from fxprune.codegen.cuda.tensor_tile import AnySchedule
 from fxprune.lowering.cuda.choice import CudaChoice
 
 
@@ -26,7 +25,7 @@ def write_recipe(
         texts: TVMScript of each function by its global symbol.
         guarded: Whether the first run is to decide between the kernels and dense torch.
     """
-    written = {node.name: _write_schedule(schedule) for node, schedule in schedules.items() if schedule is not None}
+    written = {node.name: write_schedule(schedule) for node, schedule in schedules.items() if schedule is not None}
     return {
         "target": {"kind": "cuda", "arch": target.arch},
         "precision": target.precision,
@@ -48,7 +47,7 @@ def read_recipe(recipe: Mapping[str, Any]) -> tuple[CudaTarget, dict[str, CudaCh
         ValueError: A schedule is not one of this version.
     """
     choices = {
-        str(name): CudaChoice(_read_schedule(written), "as it was saved")
+        str(name): CudaChoice(read_schedule(written), "as it was saved")
         for name, written in recipe["schedules"].items()
     }
     return read_cuda_target(recipe["target"], _read_precision(recipe["precision"])), choices
@@ -58,19 +57,3 @@ def _read_precision(written: object) -> Precision:
     if written == "ieee" or written == "tf32":
         return written
     raise ValueError(f"{written!r} is no precision of this version")
-
-
-_KINDS: tuple[type[AnySchedule], ...] = (ColumnsSchedule, TensorSchedule)
-"""They are told apart by the names of their fields."""
-
-
-def _write_schedule(schedule: AnySchedule) -> dict[str, object]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(schedule).items()}
-
-
-def _read_schedule(written: Mapping[str, Any]) -> AnySchedule:
-    for kind in _KINDS:
-        if set(written) == {field.name for field in fields(kind)}:
-            values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in written.items()}
-            return kind(**values)
-    raise ValueError(f"{dict(written)} is no schedule of this version")

@@ -10,7 +10,6 @@ import torch
 from fxprune import CompiledModule
 from fxprune.codegen.cuda.build import write_sources
 from fxprune.codegen.cuda.driver import Grid
-from fxprune.lowering.cuda.program import CudaProgram
 from tests.codegen.cuda.emulated import aligned
 from tests.codegen.cuda.emulator import Emulator
 from tests.lowering.cuda.twin import TwinDevice, program_of, tie
@@ -19,11 +18,16 @@ from tests.lowering.cuda.twin import TwinDevice, program_of, tie
 class EmulatedDevice(TwinDevice):
     """Stands for the GPU; a kernel works on copies that are aligned as a GPU's tensors are."""
 
-    def __init__(self, program: CudaProgram, folder: Path) -> None:
-        """Compile the kernels of a program with the C++ compiler."""
+    def __init__(self, scripts: Mapping[str, str], folder: Path, arch: str = "sm_90a") -> None:
+        """Compile kernels with the C++ compiler.
+
+        Args:
+            scripts: TVMScript by global symbol.
+            folder: Where files may be written.
+            arch: What TVM writes CUDA for.
+        """
         self.torch_device = torch.device("cpu")
-        scripts = {step.function: step.kernel.script(step.function) for step in program.parts.steps}
-        (source,) = write_sources([scripts], program.parts.target.arch)
+        (source,) = write_sources([scripts], arch)
         self._emulator = Emulator(source, folder)
         self.launches, self.times = [], {"kernels": 1000.0, "dense": 2000.0}
 
@@ -42,4 +46,5 @@ class EmulatedDevice(TwinDevice):
 def tie_to_emulator(compiled: CompiledModule, folder: Path) -> None:
     """Make a compiled model run on the CUDA text of its kernels."""
     program = program_of(compiled)
-    tie(compiled, EmulatedDevice(program, folder))
+    scripts = {step.function: step.kernel.script(step.function) for step in program.parts.steps}
+    tie(compiled, EmulatedDevice(scripts, folder, program.parts.target.arch))
