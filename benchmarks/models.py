@@ -12,27 +12,46 @@ MODELS = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2")
 IMAGE_SIZE = 224
 """Height and width of the input image, in pixels."""
 
+CIFAR_SIZE = 32
+"""Height and width of CIFAR's images."""
+
+_CIFAR_CLASSES = 10
+
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def build_model(name: str, seed: int = 0) -> nn.Module:
+def build_model(name: str, seed: int = 0, image: int = IMAGE_SIZE) -> nn.Module:
     """Build a model in eval mode; nothing is downloaded, and one seed gives one model, bit for bit.
 
     Args:
         name: One of `MODELS`.
         seed: Seed of weights and batch-norm statistics; the global generator is left as it was.
+        image: Height and width of its images: 224, or 32 for the form that papers train on CIFAR.
 
     Raises:
-        ValueError: The name is not one of `MODELS`.
+        ValueError: The name is not one of `MODELS`, or there is no form for such images.
     """
     if name not in MODELS:
         raise ValueError(f"model is {name!r}; it must be one of {', '.join(MODELS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: nn.Module = torchvision.models.get_model(name, weights=None)
+        if image != IMAGE_SIZE:
+            _shrink_to_cifar(model, name, image)
     _scale_grouped_weights(model)
     randomise_batch_norm(model, seed)
     return model.eval()
+
+
+def _shrink_to_cifar(model: nn.Module, name: str, image: int) -> None:
+    """Give a network the first and the last layers that images of 32 x 32 and ten classes want."""
+    if image == CIFAR_SIZE and isinstance(model, torchvision.models.ResNet):
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+        model.fc = nn.Linear(model.fc.in_features, _CIFAR_CLASSES)
+    elif image == CIFAR_SIZE and isinstance(model, torchvision.models.VGG):
+        model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(512, _CIFAR_CLASSES)
+    else:
+        raise ValueError(f"{name} has no form for images of {image} x {image}; sizes are {IMAGE_SIZE} and {CIFAR_SIZE}")
 
 
 def randomise_batch_norm(model: nn.Module, seed: int = 0) -> None:

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 import fxprune
 from benchmarks.gpu.layers import TYPES, LayerCase, draw_cases
 from benchmarks.gpu.measure import SHORT, ModelCase, Row, layer_scripts, measure_layer, measure_model
+from benchmarks.models import CIFAR_SIZE, IMAGE_SIZE
 from fxprune.codegen.cuda.cache import CACHE_VARIABLE, open_library
 from fxprune.codegen.cuda.device import find_gpu
 from fxprune.codegen.cuda.target import ARCHITECTURES, CudaTarget, find_arch, read_cuda_target
@@ -44,8 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"skipped: {error} Run it on a machine with a GPU.")
         return 0
     torch.backends.cudnn.benchmark = True
-    rows = _measure(chosen, target, device)
-    _write(rows, chosen.output, device)
+    rows: list[Row] = []
+    for row in _measure(chosen, target, device):
+        print(_format(row), flush=True)
+        rows.append(row)
+        _write(rows, chosen.output, device)  # a machine that is lent may be taken back at any time
+    print(f"written to {chosen.output}")
     return 0
 
 
@@ -60,6 +66,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, nargs="+", default=(32, 64), help="heights of row groups")
     parser.add_argument("--types", choices=TYPES, nargs="+", default=_KINDS, help="what is computed with")
     parser.add_argument("--models", nargs="*", default=_MODELS)
+    sizes = (IMAGE_SIZE, CIFAR_SIZE)
+    parser.add_argument("--images", type=int, choices=sizes, nargs="+", default=sizes, help="heights of the images")
     parser.add_argument("--layers", type=int, default=99, help="how many layer shapes; 0 = none")
     parser.add_argument("--tiles", type=int, default=4, help="kernels of each layer that are timed")
     parser.add_argument("--output", type=Path, default=Path("build") / "gpu" / "result.json")
@@ -78,15 +86,11 @@ def _prepare(chosen: argparse.Namespace, target: CudaTarget) -> None:
         print(f"{case.label}: {report.compile_seconds:.0f} s; {report.whole_model}", flush=True)
 
 
-def _measure(chosen: argparse.Namespace, target: CudaTarget, device: torch.device) -> list[Row]:
-    rows = []
+def _measure(chosen: argparse.Namespace, target: CudaTarget, device: torch.device) -> Iterator[Row]:
     for layer in _cases(chosen):
-        rows.append(measure_layer(layer, target, device, chosen.tiles))
-        print(_format(rows[-1]), flush=True)
+        yield measure_layer(layer, target, device, chosen.tiles)
     for case in _models(chosen):
-        rows.append(measure_model(case, device))
-        print(_format(rows[-1]), flush=True)
-    return rows
+        yield measure_model(case, device)
 
 
 def _cases(chosen: argparse.Namespace) -> list[LayerCase]:
@@ -98,8 +102,8 @@ def _cases(chosen: argparse.Namespace) -> list[LayerCase]:
 
 
 def _models(chosen: argparse.Namespace) -> list[ModelCase]:
-    options = itertools.product(chosen.types, chosen.models, chosen.sparsities, chosen.rows)
-    return [ModelCase(name, chosen.batch, sparsity, rows, kind) for kind, name, sparsity, rows in options]
+    options = itertools.product(chosen.images, chosen.types, chosen.models, chosen.sparsities, chosen.rows)
+    return [ModelCase(name, chosen.batch, sparsity, rows, kind, image) for image, kind, name, sparsity, rows in options]
 
 
 def _format(row: Row) -> str:
@@ -126,7 +130,6 @@ def _write(rows: list[Row], path: Path, device: torch.device) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-    print(f"written to {path}")
 
 
 if __name__ == "__main__":

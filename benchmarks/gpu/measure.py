@@ -12,7 +12,7 @@ from torch import nn
 import fxprune
 from benchmarks.gpu.layers import TYPES, Kind, LayerCase, draw_input, precision_of
 from benchmarks.masks import apply_masks, make_masks
-from benchmarks.models import build_model
+from benchmarks.models import IMAGE_SIZE, build_model
 from fxprune.codegen.cuda.cache import open_library
 from fxprune.codegen.cuda.device import Gpu
 from fxprune.codegen.cuda.driver import Grid
@@ -138,6 +138,7 @@ class ModelCase:
         sparsity: Share of the weights that is pruned.
         rows: Height of the row groups.
         kind: What it is computed with.
+        image: Height and width of its images.
     """
 
     name: str
@@ -145,17 +146,19 @@ class ModelCase:
     sparsity: float
     rows: int
     kind: Kind
+    image: int = IMAGE_SIZE
 
     @property
     def label(self) -> str:
         """One line for the table."""
-        return f"{self.name}, {self.kind}, batch {self.batch}, sparsity {self.sparsity}, groups of {self.rows}"
+        size = f"{self.image}x{self.image}"
+        return f"{self.name}, {size}, {self.kind}, batch {self.batch}, sparsity {self.sparsity}, groups of {self.rows}"
 
     def draw(self) -> tuple[nn.Module, dict[str, torch.Tensor], torch.Tensor]:
         """Return the model, its masks and an input; the same case gives the same ones."""
-        model, dtype = build_model(self.name), TYPES[self.kind]
+        model, dtype = build_model(self.name, image=self.image), TYPES[self.kind]
         masks = make_masks(model, "rowgroup", self.sparsity, 0, rows=self.rows)
-        x = torch.randn(self.batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(self.batch, 3, self.image, self.image, generator=torch.Generator().manual_seed(0))
         return model.to(dtype), masks, x.to(dtype)
 
     @property

@@ -97,6 +97,14 @@ def test_a_case_in_tf32_is_float32_on_tensor_cores() -> None:
     assert ModelCase("resnet18", 1, 0.8, 32, "tf32").options == {"precision": "tf32"}
 
 
+def test_a_model_for_cifar_has_its_own_line() -> None:
+    case = ModelCase("resnet18", 2, 0.8, 32, "bfloat16", 32)
+    model, masks, x = case.draw()
+    assert case.label == "resnet18, 32x32, bfloat16, batch 2, sparsity 0.8, groups of 32"
+    assert (x.shape, x.dtype) == ((2, 3, 32, 32), torch.bfloat16)
+    assert set(masks) <= dict(model.named_parameters()).keys()
+
+
 def test_a_line_names_the_gain_over_dense_of_the_same_type() -> None:
     row = Row("layer", "float32", {"columns": 50.0, "dense fp32": 100.0, "dense tf32": 40.0}, {"floor all": 12.345})
     assert _format(row) == (

@@ -33,6 +33,24 @@ def test_refuses_an_unknown_model() -> None:
         build_model("resnet51")
 
 
+@pytest.mark.parametrize(("name", "pixels"), [("resnet18", 32), ("resnet50", 32), ("vgg16_bn", 32)])
+def test_a_model_for_cifar_keeps_the_resolution_of_its_images(name: str, pixels: int) -> None:
+    model = build_model(name, image=32)
+    seen: list[torch.Size] = []
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_hook(lambda *call: seen.append(call[2].shape))
+    with torch.no_grad():
+        y = model(torch.randn(2, 3, 32, 32))
+    assert y.shape == (2, 10)
+    assert seen[0][-2:] == (pixels, pixels)
+
+
+@pytest.mark.parametrize(("name", "image"), [("mobilenet_v2", 32), ("resnet18", 64)])
+def test_other_sizes_are_refused(name: str, image: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} has no form for images of {image} x {image}"):
+        build_model(name, image=image)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_the_output_of_a_masked_model_depends_on_its_input(name: str) -> None:
     problem = build_problem(Case(name, 1, "unstructured", 0.8))
