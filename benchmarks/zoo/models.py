@@ -33,7 +33,7 @@ _SHAPES: dict[str, tuple[Shape, ...]] = {
     "r3d_18": ((3, 4, 32, 32), (3, 8, 40, 36)),
     "mc3_18": ((3, 4, 32, 32), (3, 8, 40, 36)),
     "r2plus1d_18": ((3, 4, 32, 32), (3, 8, 40, 36)),
-    "mvit_v2_s": ((3, 16, 224, 224),),
+    "mvit_v2_s": ((3, 4, 64, 64), (3, 8, 64, 96)),
     "swin3d_t": ((3, 8, 64, 64), (3, 6, 70, 90)),
 }
 """Name, or its part before the first underscore, to input shapes without the batch; all others read `_IMAGES`.
@@ -88,7 +88,7 @@ def draw_inputs(name: str, shape: Shape, batch: int) -> tuple[torch.Tensor, ...]
 
 def reads_image_size(name: str) -> bool:
     """Whether a model is built for one input shape."""
-    return name.startswith("vit_")
+    return name.startswith(("vit_", "mvit_"))
 
 
 def _build_torchvision(name: str, shape: Shape) -> nn.Module:
@@ -100,7 +100,16 @@ def _build_torchvision(name: str, shape: Shape) -> nn.Module:
         options["init_weights"] = False
     if name.startswith("vit_"):
         options["image_size"] = shape[-1]
-    return cast("Callable[..., nn.Module]", tv.get_model)(name, **options)
+    model = cast("Callable[..., nn.Module]", tv.get_model)(name, **options)
+    if isinstance(model, tv.video.MViT):
+        _resize(model, shape)
+    return model
+
+
+def _resize(model: tv.video.MViT, shape: Shape) -> None:
+    """Tell a network that it sees a smaller clip than it was built for; it interpolates its tables of positions."""
+    frames, height, width = (size // stride for size, stride in zip(shape[1:], model.conv_proj.stride, strict=True))
+    model.pos_encoding.temporal_size, model.pos_encoding.spatial_size = frames, (height, width)
 
 
 def _find_outputs(model: nn.Module) -> tuple[str, ...]:
