@@ -85,6 +85,10 @@ class Completion:
     reason: str
 
 
+Moves = list[tuple[IntArray, IntArray]]
+"""Pairs of ids, and of ids that replaced them."""
+
+
 @dataclass
 class Facts:
     """Everything that the analysis finds out; ids index the arrays.
@@ -97,7 +101,8 @@ class Facts:
         used: Whether some consumer's result depends on the id.
         pinned: Id to the reason why it stays in its tensor even if its value is known.
         equal: Pairs of id arrays; the ids of a pair stay or go together.
-        moved: Ids whose map was lost when their plane was moved, and the ids that stand for them since.
+        moved: Ids whose map was lost when their plane was moved, and the ids that stand for them since: those of the
+            node that is looked at.
         boxes: Views whose kept cells have to fill a box: the id grid of each result.
         shuffles: The last view of each channel shuffle, to where it starts and where every element comes from.
         given: Ids of the model's inputs.
@@ -114,7 +119,7 @@ class Facts:
     used: BoolArray = field(default_factory=lambda: np.empty(0, dtype=bool))
     pinned: dict[int, str] = field(default_factory=dict)
     equal: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    moved: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    moved: Moves = field(default_factory=list)
     boxes: dict[fx.Node, IntArray] = field(default_factory=dict)
     shuffles: dict[fx.Node, tuple[fx.Node, IntArray]] = field(default_factory=dict)
     given: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))

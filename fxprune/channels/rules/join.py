@@ -14,7 +14,7 @@ from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule, constant_of, is_constant, opaque_cells, pin_inputs
 from fxprune.channels.rules.operands import Operand
 from fxprune.channels.rules.pointwise_cut import cut_constant
-from fxprune.channels.rules.probe import drop_or_fill, forget_maps, pass_moved
+from fxprune.channels.rules.probe import drop_or_fill, forget_maps
 from fxprune.channels.rules.values import constant_on_grid
 from fxprune.nodes import bind, get_tensor
 
@@ -48,7 +48,6 @@ class CatRule(Rule):
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
         """Joined ids are the same; tied ids are used where the result is."""
         if _joins_channels(node, facts):
-            pass_moved(facts)
             return
         sources, axis = _arguments(node)
         active = [facts.of(source) for source in sources if not is_constant(source)]
@@ -208,8 +207,7 @@ class ExpandRule(Rule):
         facts.cells[node] = Cells(shape, ids if len(shape) == len(cells.shape) else forget_maps(ids, facts))
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
-        """The ids are the same; use of new ones goes back to the old."""
-        pass_moved(facts)
+        """The ids are the same, or stand for moved ones: nothing to pass on."""
 
     def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
         """Rewrite the literal sizes."""

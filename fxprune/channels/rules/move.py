@@ -13,7 +13,7 @@ from fxprune.channels.facts import Cells, Facts, Kind
 from fxprune.channels.grid import IntArray, Shape, box_sizes, cells_of_elements, compress, gather, spread
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule
-from fxprune.channels.rules.probe import drop_or_fill, moved_ids, number, pass_moved, probe
+from fxprune.channels.rules.probe import drop_or_fill, moved_ids, number, probe
 from fxprune.channels.spatial import SpatialMap
 from fxprune.layer import find_layer
 from fxprune.nodes import VIEWS
@@ -42,8 +42,7 @@ class MoveRule(Rule):
         _find_shuffle(node, elements, facts)
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
-        """The ids are the same; use of new ones goes back to the old."""
-        pass_moved(facts)
+        """The ids are the same, or stand for moved ones: nothing to pass on."""
 
     def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
         """Rewrite literal sizes; check the result's order by a second probe."""

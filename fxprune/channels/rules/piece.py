@@ -15,7 +15,7 @@ from fxprune.channels.facts import Cells, Facts
 from fxprune.channels.grid import Shape, all_cells, gather, spread
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule, is_constant, pin_inputs, set_opaque
-from fxprune.channels.rules.probe import moved_ids, number, pass_moved, probe
+from fxprune.channels.rules.probe import moved_ids, number, probe
 from fxprune.nodes import bind, get_tensor
 
 _aten = torch.ops.aten
@@ -50,10 +50,9 @@ class PieceRule(Rule):
         facts.cells[node] = made[0] if single else made
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
-        """The ids are the same; use of new ones goes back to the old."""
+        """The ids are the same, or stand for moved ones."""
         if not _is_injective(gm, node):
             pin_inputs(node, facts)
-        pass_moved(facts)
 
     def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
         """Emit each piece as a part of what is left of the axis."""

@@ -54,12 +54,6 @@ def forget_maps(ids: IntArray, facts: Facts) -> IntArray:
     return ids
 
 
-def pass_moved(facts: Facts) -> None:
-    """Pass use from ids that replaced moved maps to the maps."""
-    for old, new in facts.moved:
-        facts.use(old, facts.used[new])
-
-
 def drop_or_fill(node: fx.Node, rewriter: Rewriter) -> None:
     """Let go of a result of which nothing varies; build it from constants if something is still asked of it."""
     if rewriter.suffices(node, np.empty(0, dtype=np.int64)):

@@ -11,7 +11,7 @@ from fxprune.channels.facts import Cells, Facts
 from fxprune.channels.grid import IntArray, gather, spread
 from fxprune.channels.rewriter import Rewriter
 from fxprune.channels.rules.base import Rule, is_activation, opaque_cells, pin_inputs
-from fxprune.channels.rules.probe import drop_or_fill, moved_ids, number, pass_moved, probe
+from fxprune.channels.rules.probe import drop_or_fill, moved_ids, number, probe
 
 
 class RepeatRule(Rule):
@@ -27,10 +27,9 @@ class RepeatRule(Rule):
         facts.cells[node] = Cells(tuple(elements.shape), moved_ids(cells, elements, facts))
 
     def backward(self, gm: fx.GraphModule, node: fx.Node, facts: Facts) -> None:
-        """The ids are the same; use of new ones goes back to the old."""
+        """The ids are the same, or stand for moved ones."""
         if not _is_known(node, facts):
             pin_inputs(node, facts)
-        pass_moved(facts)
 
     def rewrite(self, node: fx.Node, rewriter: Rewriter) -> None:
         """Copy what is left; the n-th copy of an element is the n-th in the whole result too."""
