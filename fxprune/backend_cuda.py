@@ -1,4 +1,4 @@
-"""target="cuda": from an annotated graph to a program for a GPU and its report. No GPU is needed to make it."""
+"""target="cuda": from an annotated graph to a program for a GPU, its report, and the search for its kernels."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def restore(gm: fx.GraphModule, recipe: Mapping[str, object], binary: bytes | No
     target, choices = read_recipe(recipe)
     cases, _ = find_cases(gm, depthwise=False, types=KERNEL_TYPES)
 
-    def open_library(texts: Mapping[str, str], arch: str) -> CudaLibrary:
+    def take_saved(texts: Mapping[str, str], arch: str) -> CudaLibrary:
         if digest_texts(texts) != recipe["functions"]:
             raise ArtifactError(
                 f"The saved kernels for {arch} are not those that this version of fxprune makes for the saved graph. "
@@ -238,7 +238,7 @@ def restore(gm: fx.GraphModule, recipe: Mapping[str, object], binary: bytes | No
     dense = CudaChoice(None, "as it was saved")
     chosen = {node: choices.get(node.name, dense) for node in cases}
     guarded = bool(recipe["guarded"])
-    return lower(gm, cases, chosen, target, None if binary is None else open_library, guarded=guarded)
+    return lower(gm, cases, chosen, target, None if binary is None else take_saved, guarded=guarded)
 
 
 def keep_dense(

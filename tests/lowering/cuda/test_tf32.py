@@ -45,12 +45,6 @@ class RoundedLayers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture
-def only_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave no tile in strict float32."""
-    monkeypatch.setattr("fxprune.codegen.cuda.schedules.TILES", ())
-
-
 _QUICK = ("chain, batch 4", "residual, batch 8", "tokens")
 
 
