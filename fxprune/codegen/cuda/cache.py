@@ -36,7 +36,7 @@ def open_library(scripts: Mapping[str, str], arch: str) -> CudaLibrary:
     folder = os.environ.get(CACHE_VARIABLE, "")
     if not folder:
         return build_library(scripts, arch)
-    path = Path(folder) / f"cuda-{_digest(scripts, arch)}.bin"
+    path = Path(folder) / _file_name(scripts, arch)
     if path.exists():
         return CudaLibrary.from_binary(path.read_bytes())
     library = build_library(scripts, arch)
@@ -60,7 +60,7 @@ def find_library(scripts: Mapping[str, str], arch: str) -> CudaLibrary:
         CodegenError: It is not there.
         ArtifactError: The file in the cache is damaged.
     """
-    path = Path(check_cache()) / f"cuda-{_digest(scripts, arch)}.bin"
+    path = Path(check_cache()) / _file_name(scripts, arch)
     if not path.exists():
         raise CodegenError(
             f"'{path}' is missing: these kernels were not built for {arch} into this folder by this version of fxprune "
@@ -85,9 +85,9 @@ def check_cache() -> str:
     return folder
 
 
-def _digest(scripts: Mapping[str, str], arch: str) -> str:
+def _file_name(scripts: Mapping[str, str], arch: str) -> str:
     facts = [arch, importlib.metadata.version("apache-tvm"), sorted(scripts.items())]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return f"cuda-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.bin"
 
 
 def _write(path: Path, binary: bytes) -> None:
