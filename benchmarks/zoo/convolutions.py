@@ -24,8 +24,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(
             double_conv(inputs, outputs) for inputs, outputs in zip([3, *sizes[:-1]], sizes, strict=True)
         )
-        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * size, size, 2, stride=2) for size in reversed(sizes[:-1]))
-        self.join = nn.ModuleList(double_conv(2 * size, size) for size in reversed(sizes[:-1]))
+        self.up = nn.ModuleList(UpJoin(size) for size in reversed(sizes[:-1]))
         self.head = nn.Conv2d(width, 5, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -34,13 +33,27 @@ class UNet(nn.Module):
         for level, layer in enumerate(self.down):
             x = layer(F.max_pool2d(x, 2) if level else x)
             kept.append(x)
-        for up, join, other in zip(self.up, self.join, reversed(kept[:-1]), strict=True):
-            x = up(x)
-            bottom, right = other.shape[-2] - x.shape[-2], other.shape[-1] - x.shape[-1]
-            x = F.pad(x, [right // 2, right - right // 2, bottom // 2, bottom - bottom // 2])
-            x = join(torch.cat([other, x], 1))
+        for up, other in zip(self.up, reversed(kept[:-1]), strict=True):
+            x = up(x, other)
         scores: torch.Tensor = self.head(x)
         return scores
+
+
+class UpJoin(nn.Module):
+    """A transposed convolution, beside what was kept on the way down."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.join = double_conv(2 * size, size)
+        self.up = nn.ConvTranspose2d(2 * size, size, 2, stride=2)
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """Return `size` channels as large as `other`, [N, size, H, W]."""
+        x = self.up(x)
+        bottom, right = other.shape[-2] - x.shape[-2], other.shape[-1] - x.shape[-1]
+        x = F.pad(x, [right // 2, right - right // 2, bottom // 2, bottom - bottom // 2])
+        joined: torch.Tensor = self.join(torch.cat([other, x], 1))
+        return joined
 
 
 class ConvUnit(nn.Sequential):

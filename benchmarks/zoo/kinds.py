@@ -27,7 +27,7 @@ _BLOCKS = (
 )
 """Blocks whose branch is added to the trunk, or joined to it as a whole."""
 _JOINTS = (
-    *("Fire", "Inception", "SepInceptionBlock3D"),
+    *("Fire", "Inception", "SepInceptionBlock3D", "UpJoin"),
     *("InceptionA", "InceptionB", "InceptionC", "InceptionD", "InceptionE"),
 )
 """Blocks that join branches by a concat; the last branch dies."""

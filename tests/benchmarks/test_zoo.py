@@ -51,9 +51,16 @@ def test_filters_lose_a_share_of_every_layer_but_the_last(kind: str, share: floa
         assert bool((rows.all(1) | ~rows.any(1)).all())
 
 
+def test_an_operand_of_a_concat_dies_whole() -> None:
+    masks = draw_masks("branch", build_problem("unet", (3, 16, 16), 1))
+    ((name, mask),) = masks.items()
+    assert name in {f"up.{level}.up.weight" for level in range(3)}
+    assert not bool(mask.any())
+
+
 def test_filters_of_transposed_convolutions_are_their_outputs() -> None:
     masks = draw_masks("filters50", build_problem("unet", (3, 16, 16), 1))
-    mask = masks["up.0.weight"]
+    mask = masks["up.0.up.weight"]
     assert bool((mask.any((0, 2, 3)) == mask.all(0).all(-1).all(-1)).all())
     assert int(mask.any((0, 2, 3)).sum()) == mask.shape[1] // 2
 
