@@ -90,6 +90,18 @@ TOYS: dict[str, Toy] = {
         lambda: {"a": conv(3, 4), "b": conv(3, 4), "c": conv(4, 2, 3, padding=1)},
         rows={"a": [0, 1], "b": [1, 2]},
     ),
+    "31 concat on the height with what is not followed": Toy(
+        lambda m, x: m.c(torch.cat([m.a(x).relu(), torch.cumsum(m.b(x), 1)], 2)),
+        lambda: {"a": conv(3, 4), "b": conv(3, 4), "c": conv(4, 2)},
+        rows={"a": [0, 1, 2, 3]},
+        kept={"a": None, "b": (4, 3)},
+    ),
+    "31 concat on the height, partly dead beside what is not followed": Toy(
+        lambda m, x: m.c(torch.cat([m.a(x).relu(), torch.cumsum(m.b(x), 1)], 2)),
+        lambda: {"a": conv(3, 4), "b": conv(3, 4), "c": conv(4, 2)},
+        rows={"a": [1, 2]},
+        kept={"b": (4, 3)},
+    ),
     "32 concat with a dead operand": Toy(
         lambda m, x: m.c(torch.cat([m.a(x).relu(), m.b(x).relu()], 1)),
         lambda: {"a": conv(3, 4), "b": conv(3, 4), "c": conv(8, 2)},

@@ -65,7 +65,11 @@ class CatRule(Rule):
         if all(is_constant(source) or rewriter.is_whole(source) for source in sources):
             rewriter.copy_full(node)
         elif not _joins_channels(node, rewriter.facts):
-            _rewrite_tied(node, rewriter)
+            active = [rewriter.facts.of(source) for source in sources if not is_constant(source)]
+            if _alike(active, axis):
+                _rewrite_tied(node, rewriter)
+            else:
+                rewriter.copy_full(node)
         elif rewriter.facts.of(node).axes == (axis,):
             _rewrite_joined(node, rewriter)
         else:
