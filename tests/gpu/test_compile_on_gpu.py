@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._pytree import tree_map
 
 import fxprune
+from fxprune.codegen.cuda.cache import CACHE_VARIABLE
 from fxprune.codegen.cuda.target import Precision
 from fxprune.errors import UnsupportedError
 from fxprune.lowering.cuda.precision import float32_precision
-from tests.compiling import TOLERANCE, draw_masks, kernels, largest_difference, row_groups, run_masked
+from tests.compiling import TOLERANCE, Masks, draw_masks, kernels, largest_difference, row_groups, run_masked
 from tests.lowering.cuda.test_program import MODELS
 from tests.lowering.cuda.test_tensor_program import MORE_THAN_DENSE, draw_model
 from tests.lowering.cuda.twin import program_of
@@ -20,6 +24,9 @@ from tests.networks import apply_masks, randomise_norms
 
 torchvision = pytest.importorskip("torchvision")
 
+
+TUNED = "chain, batch 4"
+"""The network whose every kernel is measured."""
 
 KERNELS: dict[str, object] = {"measure": False}
 """No small model gains; its kernels are to run all the same."""
@@ -47,10 +54,15 @@ def test_a_program_computes_what_the_masked_model_does(
         assert ours <= (TOLERANCE if is_strict else MORE_THAN_DENSE * theirs)
 
 
-def test_resnet18_of_a_batch(gpu: torch.device) -> None:
+def draw_resnet18() -> tuple[torch.nn.Module, Masks, torch.Tensor]:
+    """Return a ResNet-18 with masks and a batch."""
+    torch.manual_seed(0)
     model = randomise_norms(torchvision.models.resnet18(weights=None).eval())
-    masks = draw_masks(model, row_groups(32, 0.2))
-    x = torch.randn(32, 3, 224, 224)
+    return model, draw_masks(model, row_groups(32, 0.2)), torch.randn(32, 3, 224, 224)
+
+
+def test_resnet18_of_a_batch(gpu: torch.device) -> None:
+    model, masks, x = draw_resnet18()
     compiled = fxprune.compile(model.to(gpu), masks, "cuda", example_inputs=x.to(gpu), options=KERNELS)
     assert kernels(compiled)
     wanted = run_masked(model, {name: mask.to(gpu) for name, mask in masks.items()}, x.to(gpu))
@@ -66,6 +78,21 @@ def test_the_first_run_decides_by_times(gpu: torch.device) -> None:
         assert largest_difference(compiled(x.to(gpu)).cpu(), run_masked(model, masks, x)) <= TOLERANCE
     said = compiled.report.whole_model
     assert torch.cuda.get_device_name(gpu) in said or not kernels(compiled), said
+
+
+def test_every_kernel_of_a_layer_is_right_and_timed(gpu: torch.device, tmp_path: Path) -> None:
+    """What `prepare` built is measured without a compiler."""
+    if not os.environ.get(CACHE_VARIABLE):
+        pytest.skip(f"{CACHE_VARIABLE} does not name the folder that `make gpu-prepare` filled")
+    database = tmp_path / "records.jsonl"
+    for kind, precision in KINDS:
+        model, masks, x = draw_model(TUNED, kind)
+        options = {"precision": precision}
+        found = fxprune.tune(model, masks, "cuda", example_inputs=x, database=database, only="measure", options=options)
+        assert found.done == found.total > 0
+        assert found.failed == 0, database.read_text()
+    lines = [json.loads(line) for line in database.read_text().splitlines()]
+    assert {line["context"]["device"] for line in lines} == {torch.cuda.get_device_name(gpu)}
 
 
 def test_another_stream_is_the_one_that_runs(gpu: torch.device) -> None:
