@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,12 +12,12 @@ from torch import nn
 
 import fxprune
 from fxprune import backend_cuda
-from fxprune.codegen.cuda.build import CudaLibrary
+from fxprune.codegen.cuda.build import CudaLibrary, write_sources
 from fxprune.codegen.cuda.cache import find_library, open_library
 from fxprune.codegen.cuda.device import Device
 from fxprune.codegen.cuda.driver import Grid
 from fxprune.codegen.cuda.nvcc import find_nvcc
-from fxprune.codegen.cuda.schedules import find_candidates
+from fxprune.codegen.cuda.schedules import TILES, find_candidates
 from fxprune.codegen.cuda.target import CudaTarget, read_cuda_target
 from fxprune.errors import CodegenError, UnsupportedError
 from fxprune.lowering.cuda.known import DENSE, KnownOnGpu, candidate_text
@@ -26,6 +25,7 @@ from fxprune.lowering.cuda.trials import OpenDevice, find_trials
 from fxprune.records.database import Database
 from fxprune.report import LayerReport
 from fxprune.tuning.progress import Standing
+from tests.codegen.cuda.emulator import Emulator
 from tests.compiling import draw_masks, row_groups
 from tests.lowering.cuda.emulated import EmulatedDevice
 from tests.lowering.cuda.test_program import ARCH
@@ -42,14 +42,21 @@ def make() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return model, draw_masks(model, row_groups(4, 0.5))
 
 
+_TILES = (TILES[0], TILES[3], TILES[6])
+
+
+@pytest.fixture(autouse=True)
+def few_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave three tiles in the space: each is compiled twice, once an order."""
+    monkeypatch.setattr("fxprune.codegen.cuda.schedules.TILES", _TILES)
+
+
 class FakeGpu(EmulatedDevice):
     """The CUDA text on the CPU, with times that a test says; `wrong` kernels add one to every result."""
 
-    def __init__(
-        self, scripts: Mapping[str, str], folder: Path, times: Callable[[str], float], wrong: str | None = None
-    ) -> None:
-        """Compile the kernels."""
-        super().__init__(scripts, folder)
+    def __init__(self, emulator: Emulator, times: Callable[[str], float], wrong: str | None = None) -> None:
+        """Take compiled kernels."""
+        self.torch_device, self._emulator, self.launches = torch.device("cpu"), emulator, []
         self._times_of, self._wrong = times, wrong
         self.timed: list[str] = []
 
@@ -85,24 +92,35 @@ def fast_kernels(name: str) -> float:
     return 10.0 + int(options["pixels"]) / 64 - int(options["rows"]) / 128 + bool(options["order"] == "pixels") / 1000
 
 
+@pytest.fixture(scope="module")
+def emulate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mapping[str, str]], Emulator]:
+    """Return what compiles kernels, the same ones once."""
+    known: dict[tuple[tuple[str, str], ...], Emulator] = {}
+
+    def find(scripts: Mapping[str, str]) -> Emulator:
+        key = tuple(scripts.items())
+        if key not in known:
+            (source,) = write_sources([scripts], ARCH["arch"])
+            known[key] = Emulator(source, tmp_path_factory.mktemp("kernels"))
+        return known[key]
+
+    return find
+
+
 @pytest.fixture
-def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[FakeGpu]]:
+def devices(
+    emulate: Callable[[Mapping[str, str]], Emulator], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[FakeGpu]]:
     """Let this machine have a GPU whose calls take so long; returns what was opened."""
 
     def install(times: Callable[[str], float], wrong: str | None = None) -> list[FakeGpu]:
         opened: list[FakeGpu] = []
-        numbers = itertools.count()
 
-        def open_here(*_: object) -> tuple[str, Callable[[Mapping[str, str]], Device]]:
-            def open_device(scripts: Mapping[str, str]) -> Device:
-                folder = tmp_path / f"device_{next(numbers)}"
-                folder.mkdir()
-                opened.append(FakeGpu(scripts, folder, times, wrong))
-                return opened[-1]
+        def open_device(scripts: Mapping[str, str]) -> Device:
+            opened.append(FakeGpu(emulate(scripts), times, wrong))
+            return opened[-1]
 
-            return "NVIDIA Fake", open_device
-
-        monkeypatch.setattr(backend_cuda, "open_here", open_here)
+        monkeypatch.setattr(backend_cuda, "open_here", lambda *_: ("NVIDIA Fake", open_device))
         monkeypatch.setattr(backend_cuda, "find_obstacle_to_building", lambda: None)
         monkeypatch.setattr(backend_cuda, "find_gpu", lambda: torch.device("cpu"))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
