@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import torch
 
@@ -13,8 +14,8 @@ from fxprune.errors import UnsupportedError
 STRUCTURES = ("exact", "refill", "refill+", "regroup")
 """What `structure` may be: the mask as it is; whole rows; a fifth of the other rows in addition; row groups."""
 
-
-PRECISIONS = ("ieee", "tf32")
+Precision = Literal["ieee", "tf32"]
+PRECISIONS: tuple[Precision, ...] = ("ieee", "tf32")
 """What `options["precision"]` may be, in torch's words: strict float32, or float32 as TF32 on tensor cores."""
 
 LEVELS = ("off", "default", "max")
@@ -33,7 +34,7 @@ class Options:
 
     measure: bool = True
     threads: int | None = None
-    precision: str = "ieee"
+    precision: Precision = "ieee"
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,12 @@ def read_options(options: Mapping[str, object] | None) -> Options:
         raise UnsupportedError(f"options['measure'] is {measure!r}; it needs True or False.")
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise UnsupportedError(f"options['threads'] is {threads!r}; it needs a whole number from 1 up.")
-    precision = options.get("precision", "ieee")
-    if precision not in PRECISIONS:
-        wanted = " or ".join(map(repr, PRECISIONS))
-        raise UnsupportedError(f"options['precision'] is {precision!r}; it needs {wanted}.")
-    return Options(measure, threads, str(precision))
+    wanted = options.get("precision", "ieee")
+    precision = next((one for one in PRECISIONS if one == wanted), None)
+    if precision is None:
+        needed = " or ".join(map(repr, PRECISIONS))
+        raise UnsupportedError(f"options['precision'] is {wanted!r}; it needs {needed}.")
+    return Options(measure, threads, precision)
 
 
 def read_example_inputs(example_inputs: torch.Tensor | tuple[object, ...] | None) -> tuple[object, ...] | None:

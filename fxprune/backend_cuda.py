@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import fx
+from torch.utils._pytree import TreeSpec
 
 from fxprune.arguments import Effort
 from fxprune.codegen.cuda.build import CudaLibrary, find_obstacle_to_building
@@ -38,7 +39,7 @@ from fxprune.lowering.cuda.trials import OpenDevice
 from fxprune.model_report import report_model
 from fxprune.passes import PassRecord
 from fxprune.records.database import Database
-from fxprune.report import LayerReport, MaskFacts
+from fxprune.report import CompileReport, LayerReport, MaskFacts
 from fxprune.tuning.on_gpu import build_on_any_machine, measure_on_gpu
 from fxprune.tuning.progress import Show, Standing, TerminalProgress
 
@@ -192,24 +193,27 @@ def build(
         start=start,
     )
     logger.info("compiled in %.1f s: %s", report.compile_seconds, verdict)
-    return guard(gm, facts, kernels, Specialisation(kernels, captured.out_spec, report))
+    return guard(gm, facts, kernels, captured.out_spec, report)
 
 
-def guard(gm: fx.GraphModule, facts: MaskFacts, kernels: CudaProgram, made: Specialisation) -> Specialisation:
-    """Let the first run decide between kernels and dense torch, if the program's recipe says so.
+def guard(
+    gm: fx.GraphModule, facts: MaskFacts, kernels: CudaProgram, out_spec: TreeSpec, report: CompileReport
+) -> Specialisation:
+    """Return what runs; its first run decides between kernels and dense torch, if the program's recipe says so.
 
     Args:
         gm: The graph after all passes.
         facts: What the report says of the masks.
         kernels: The program.
-        made: What it was made into.
+        out_spec: How its flat results become what the model returns.
+        report: What was done.
     """
     if not kernels.kernels or not kernels.recipe["guarded"]:
-        return made
+        return Specialisation(kernels, out_spec, report)
     reason = "as a whole the model is faster on dense torch on this GPU"
     dense, layers, _ = keep_dense(gm, facts, kernels.recipe, reason)
     program = GuardedProgram(kernels, dense)
-    return replace(made, program=program, verdict=lambda: program.verdict, dense_layers=layers)
+    return Specialisation(program, out_spec, report, verdict=lambda: program.verdict, dense_layers=layers)
 
 
 def restore(gm: fx.GraphModule, recipe: Mapping[str, object], binary: bytes | None) -> CudaProgram:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import fx
 
@@ -106,7 +105,7 @@ def _open_cuda(target: str | Mapping[str, object], options: Options, effort: Eff
     from fxprune import backend_cuda
 
     tuning = backend_cuda.TuningOnGpu(database, effort, target == "cuda", options.measure)
-    gpu = backend_cuda.prepare_target(target, _precision(options))
+    gpu = backend_cuda.prepare_target(target, options.precision)
 
     def build(
         captured: Captured, inputs: Sequence[object], records: Sequence[PassRecord], facts: MaskFacts, start: float
@@ -185,13 +184,9 @@ def _open_cuda_search(
         raise UnsupportedError(
             "A GPU's kernels are measured one layer after another in this process: leave out executor."
         )
-    gpu = backend_cuda.prepare_target(target, _precision(options))
+    gpu = backend_cuda.prepare_target(target, options.precision)
 
     def run(gm: fx.GraphModule, show: Show) -> Standing:
         return backend_cuda.search(gm, gpu, database, show, only=only, seconds=seconds)
 
     return Search(gpu.efficiency, run, gpu.narrow_efficiency, elsewhere=True)
-
-
-def _precision(options: Options) -> Literal["ieee", "tf32"]:
-    return "tf32" if options.precision == "tf32" else "ieee"

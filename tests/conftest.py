@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from fxprune.codegen.cuda.build import CudaLibrary
+
 settings.register_profile("ci", max_examples=40, derandomize=True, database=None, deadline=None)
 settings.register_profile("long", max_examples=400, deadline=None)
 settings.load_profile("ci")
@@ -45,6 +47,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let dense torch look slow on GPUs."""
     monkeypatch.setattr("fxprune.lowering.cuda.select.predict_dense_us", lambda *_: 1e9)
+
+
+@pytest.fixture
+def no_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the machine code out: the twins run, or the text does, or only the choice matters."""
+    monkeypatch.setattr("fxprune.lowering.cuda.lower.build_or_find", lambda _, arch: CudaLibrary(arch, (), {}))
 
 
 @pytest.fixture

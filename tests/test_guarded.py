@@ -14,11 +14,9 @@ from fxprune import CompiledModule
 from fxprune.errors import UnsupportedError
 from fxprune.guarded import GuardedProgram
 from tests.compiling import TOLERANCE, draw_masks, kernels, largest_difference, row_groups, run_masked
-from tests.lowering.cuda.conftest import no_nvcc
 from tests.lowering.cuda.test_program import ARCH, chain
 from tests.lowering.cuda.twin import TwinDevice, program_of, tie, tie_to_twin
 
-__all__ = ["no_nvcc"]
 pytestmark = pytest.mark.usefixtures("no_nvcc", "all_kernels")
 X = torch.randn(4, 3, 12, 13, generator=torch.Generator().manual_seed(0))
 

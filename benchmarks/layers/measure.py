@@ -20,7 +20,8 @@ from fxprune.codegen.target import CpuTarget
 from fxprune.covering import cover_at
 from fxprune.lowering.cases import find_cases
 from fxprune.lowering.choice import Case
-from fxprune.lowering.known import DENSE, Known, read_candidate
+from fxprune.lowering.known import Known, read_candidate
+from fxprune.lowering.layer_text import DENSE
 from fxprune.lowering.measure import Rig, Trial, build_trials, time_calls
 from fxprune.lowering.select import usual_candidates
 from fxprune.lowering.trials import find_trials

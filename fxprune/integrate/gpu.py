@@ -41,7 +41,7 @@ def open_specialisation(stored: Stored, out_spec: TreeSpec, binary: bytes, nativ
         return Specialisation(program, out_spec, replace(report, versions=installed_versions()))
     program = backend_cuda.restore(gm, recipe, binary if native == "trust" else None)
     report = stored.report if native == "trust" else replace(stored.report, versions=installed_versions())
-    made = backend_cuda.guard(gm, facts, program, Specialisation(program, out_spec, report))
+    made = backend_cuda.guard(gm, facts, program, out_spec, report)
     return replace(made, dense_layers=_count(stored, made.dense_layers))
 
 

@@ -12,15 +12,12 @@ from fxprune.codegen.plain import read_schedule, write_schedule, write_target
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.version import kernel_version
-from fxprune.lowering.layer_text import describe_case, plain_text
+from fxprune.lowering.layer_text import DENSE, describe_case, plain_text
 from fxprune.lowering.measure import Trial
 from fxprune.records.database import Database
 from fxprune.records.record import Context, Record
 
 logger = logging.getLogger(__name__)
-
-DENSE = "dense"
-"""The candidate of torch's own layer."""
 
 _LIBRARIES = ("torch", "apache-tvm", "apache-tvm-ffi")
 """Libraries that build and run what is measured."""

@@ -8,6 +8,9 @@ from dataclasses import asdict
 
 from fxprune.lowering.choice import Case
 
+DENSE = "dense"
+"""The candidate of torch's own layer, beside the kernels' options."""
+
 
 def describe_case(case: Case) -> dict[str, object]:
     """Return what the time of a layer depends on, whatever runs it; stored cells count in steps of about 3 %."""

@@ -28,7 +28,8 @@ from fxprune.codegen.winograd_schedules import winograd_candidates
 from fxprune.lowering.choice import NOISE, Case, Choice, family_of
 from fxprune.lowering.copies import copy_costs
 from fxprune.lowering.geometry import is_depthwise
-from fxprune.lowering.known import DENSE, Known, candidate_text, read_candidate
+from fxprune.lowering.known import Known, candidate_text, read_candidate
+from fxprune.lowering.layer_text import DENSE
 from fxprune.lowering.measure import Trial, build_trials, candidate_workload, time_calls, trial_workload
 from fxprune.lowering.orders import Family, activations, choose_orders
 from fxprune.lowering.trials import find_trials

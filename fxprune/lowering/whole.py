@@ -12,7 +12,8 @@ from torch import fx
 
 from fxprune.codegen.target import CpuTarget
 from fxprune.lowering.choice import gains
-from fxprune.lowering.known import DENSE, Known
+from fxprune.lowering.known import Known
+from fxprune.lowering.layer_text import DENSE
 from fxprune.lowering.measure import time_calls
 from fxprune.lowering.profile import profile
 from fxprune.lowering.program import Program, lower

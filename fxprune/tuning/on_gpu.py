@@ -19,21 +19,18 @@ from fxprune.tuning.progress import Show, Standing
 logger = logging.getLogger(__name__)
 
 
-def build_on_any_machine(
-    cases: Mapping[fx.Node, Case], target: CudaTarget, show: Show, most: int | None = None
-) -> Standing:
+def build_on_any_machine(cases: Mapping[fx.Node, Case], target: CudaTarget, show: Show) -> Standing:
     """Compile every kernel that could run a layer into the folder of FXPRUNE_CACHE_DIR; nothing is measured.
 
     Args:
         cases: The layers.
         target: The GPU.
         show: Is told of every step.
-        most: Kernels of each layer; None = all.
 
     Raises:
         CodegenError: TVM or nvcc refuses.
     """
-    start, trials = time.monotonic(), find_trials(cases, target, None, most)
+    start, trials = time.monotonic(), find_trials(cases, target, None, None)
     total, done = sum(len(trial.schedules) for trial in trials), 0
     for trial in trials:
         open_library(trial.scripts(), target.arch)
@@ -78,5 +75,6 @@ def measure_on_gpu(
         failed += measure_trial(trial, target, known, open_device)
         done += len(trial.schedules)
         show(standing())
-    logger.info("%s", standing())
-    return standing()
+    ended = standing()
+    logger.info("%s", ended)
+    return ended

@@ -16,7 +16,8 @@ from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import CpuTarget
 from fxprune.covering import cover_at
 from fxprune.lowering.choice import Case
-from fxprune.lowering.known import DENSE, Known, candidate_text, read_candidate
+from fxprune.lowering.known import Known, candidate_text, read_candidate
+from fxprune.lowering.layer_text import DENSE
 from fxprune.lowering.measure import Trial, build_trials, dense_call, time_calls
 from fxprune.lowering.trials import find_trials
 from fxprune.records.record import Record

@@ -33,7 +33,7 @@ class CatRule(Rule):
             ids = np.concatenate(full, axis=axis)
             facts.cells[node] = Cells(shape, ids if axis == 1 else forget_maps(ids, facts))
             return
-        active = [facts.of(source) for source in sources if not is_constant(source)]
+        active = _active(sources, facts)
         if not _alike(active, axis):
             facts.cells[node] = opaque_cells(node.meta["val"], facts)
             return
@@ -50,7 +50,7 @@ class CatRule(Rule):
         if _joins_channels(node, facts):
             return
         sources, axis = _arguments(node)
-        active = [facts.of(source) for source in sources if not is_constant(source)]
+        active = _active(sources, facts)
         if not _alike(active, axis):
             pin_inputs(node, facts)
             return
@@ -65,8 +65,7 @@ class CatRule(Rule):
         if all(is_constant(source) or rewriter.is_whole(source) for source in sources):
             rewriter.copy_full(node)
         elif not _joins_channels(node, rewriter.facts):
-            active = [rewriter.facts.of(source) for source in sources if not is_constant(source)]
-            if _alike(active, axis):
+            if _alike(_active(sources, rewriter.facts), axis):
                 _rewrite_tied(node, rewriter)
             else:
                 rewriter.copy_full(node)
@@ -85,6 +84,11 @@ def _arguments(node: fx.Node) -> tuple[list[fx.Node], int]:
 def _joins_channels(node: fx.Node, facts: Facts) -> bool:
     sources, axis = _arguments(node)
     return any(not is_constant(source) and axis in facts.of(source).axes for source in sources)
+
+
+def _active(sources: Sequence[fx.Node], facts: Facts) -> list[Cells]:
+    """Return the ids of the operands that depend on a node, not on the model alone."""
+    return [facts.of(source) for source in sources if not is_constant(source)]
 
 
 def _alike(operands: Sequence[Cells], axis: int) -> bool:

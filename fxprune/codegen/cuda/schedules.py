@@ -110,9 +110,10 @@ def find_candidates(
     """
     found: list[CudaCandidate] = []
     for tile in _tiles_for(work, target):
-        for order in _find_orders(tile, work, pattern)[: None if every_order else 1]:
-            schedule = replace(tile, order=order)
-            found.append(CudaCandidate(schedule, predict_us(work, pattern, schedule, target)))
+        orders = _find_orders(tile, work, pattern)[: None if every_order else 1]
+        if orders:
+            predicted_us = predict_us(work, pattern, tile, target)  # whatever the order is
+            found += [CudaCandidate(replace(tile, order=order), predicted_us) for order in orders]
     return sorted(found, key=lambda candidate: candidate.predicted_us)
 
 

@@ -12,12 +12,9 @@ from fxprune.codegen.cuda.target import CudaTarget
 from fxprune.codegen.cuda.tensor_tile import AnySchedule
 from fxprune.codegen.version import kernel_version
 from fxprune.lowering.choice import Case
-from fxprune.lowering.layer_text import describe_case, plain_text
+from fxprune.lowering.layer_text import DENSE, describe_case, plain_text
 from fxprune.records.database import Database
 from fxprune.records.record import Context, Record
-
-DENSE = "dense"
-"""The candidate of torch's own layer."""
 
 
 def context_of(target: CudaTarget, device: str) -> Context:

@@ -16,11 +16,13 @@ from fxprune.codegen.cuda.target import CudaTarget
 from fxprune.codegen.cuda.tensor_tile import AnySchedule
 from fxprune.codegen.workload import Layout, Workload
 from fxprune.lowering.choice import Case
-from fxprune.lowering.cuda.known import DENSE, KnownOnGpu, candidate_text, workload_text
+from fxprune.lowering.cuda.known import KnownOnGpu, candidate_text, workload_text
+from fxprune.lowering.cuda.modules import CopyModule
 from fxprune.lowering.cuda.plan import trial_workload
 from fxprune.lowering.cuda.precision import float32_precision
 from fxprune.lowering.dense import DenseLayer
-from fxprune.lowering.geometry import buffer_view, view_5d
+from fxprune.lowering.geometry import buffer_view
+from fxprune.lowering.layer_text import DENSE
 
 OpenDevice = Callable[[Mapping[str, str]], Device]
 """Returns the GPU with the kernels of some TVMScript, by global symbol."""
@@ -51,7 +53,7 @@ class TrialOnGpu:
 
     def scripts(self) -> dict[str, str]:
         """Return the TVMScript of every kernel by global symbol."""
-        return {name: kernel.script(name) for name, kernel in self.kernels().items()}
+        return write_scripts(self.kernels())
 
     def kernels(self) -> dict[str, CudaKernel]:
         """Pack the layer for every schedule."""
@@ -60,6 +62,11 @@ class TrialOnGpu:
             f"tile_{number}": make_kernel(self.work, schedule, case.weight, case.pattern, case.bias)
             for number, schedule in enumerate(self.schedules)
         }
+
+
+def write_scripts(kernels: Mapping[str, CudaKernel]) -> dict[str, str]:
+    """Return the TVMScript of kernels by global symbol."""
+    return {name: kernel.script(name) for name, kernel in kernels.items()}
 
 
 def find_trials(
@@ -101,14 +108,15 @@ def measure_trial(trial: TrialOnGpu, target: CudaTarget, known: KnownOnGpu, open
     Returns:
         Number of kernels that cannot run.
     """
-    device = open_device(trial.scripts())
+    kernels = trial.kernels()
+    device = open_device(write_scripts(kernels))
     times: dict[str, float | None] = {}
     notes: dict[str, str] = {}
     with torch.no_grad(), float32_precision(target.precision):
         dense, x, residual = _draw(trial.case, device.torch_device)
         calls: dict[str, Callable[[], object]] = {DENSE: lambda: dense(x, residual)}
         wanted = dense(x, residual)
-        for name, kernel in trial.kernels().items():
+        for name, kernel in kernels.items():
             text = candidate_text(kernel.schedule)
             with device.running():
                 call, output = _bind(device, name, kernel, trial.case, x, residual)
@@ -155,9 +163,10 @@ def _bind(
 
 def _fill(tensor: torch.Tensor, layout: Layout, case: Case) -> torch.Tensor:
     """Return a buffer that holds a tensor as a kernel reads it."""
-    inside = view_5d(tensor, case.layer.kind, case.layer.dims)
     buffer = torch.zeros(layout.numel, dtype=tensor.dtype, device=tensor.device)
-    buffer.as_strided(inside.shape, layout.strides, layout.origin).copy_(inside)
+    copy = CopyModule(layout, case.layer.kind, case.layer.dims)
+    copy.tie(buffer)
+    copy(tensor)
     return buffer
 
 

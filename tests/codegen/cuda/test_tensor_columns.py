@@ -86,30 +86,20 @@ _SHAPE = conv(16, 32, (3, 3), 3, padding=1, batch=8)
 _SMALL = {"small": cuda_case(_SHAPE, MIXED, full_pattern(_SHAPE), "float16")}
 _SMALL_TF32 = {"small": cuda_case(_SHAPE, _tf32(MIXED), full_pattern(_SHAPE))}
 _MISTAKES = {
-    "a step is multiplied before it is there": ("    fxprune_wait1();\n", ""),
-    "a step is overwritten while it is multiplied": ("    __syncthreads();\n", ""),
-    "the halves of a product's b change places": ("(&(b_ptr[(j_1 * 4)]))", "(&(b_ptr[(j_1 * 4) ^ 4]))"),
-    "the rows of a product are one off": ("& 31) >> 2))]", "& 31) >> 3))]"),
-    "a product is added to another one's sum": ("(&(acc_ptr[(j_2 * 4)]))", "(&(acc_ptr[(j_2 * 4) ^ 4]))"),
+    "a step is multiplied before it is there": (_SMALL, "    fxprune_wait1();\n", ""),
+    "a step is overwritten while it is multiplied": (_SMALL, "    __syncthreads();\n", ""),
+    "the halves of a product's b change places": (_SMALL, "(&(b_ptr[(j_1 * 4)]))", "(&(b_ptr[(j_1 * 4) ^ 4]))"),
+    "the rows of a product are one off": (_SMALL, "& 31) >> 2))]", "& 31) >> 3))]"),
+    "a product is added to another one's sum": (_SMALL, "(&(acc_ptr[(j_2 * 4)]))", "(&(acc_ptr[(j_2 * 4) ^ 4]))"),
+    "tf32: activations are not rounded": (_SMALL_TF32, "fxprune_load_rounded(", "fxprune_load_cut("),
+    "tf32: the halves of b change places": (_SMALL_TF32, "(&(b_ptr[(j_1 * 2)]))", "(&(b_ptr[(j_1 * 2) ^ 2]))"),
 }
 
 
 @pytest.mark.parametrize("mistake", _MISTAKES)
 def test_a_mistake_in_the_text_is_seen(tmp_path: Path, mistake: str) -> None:
-    broken = Emulated(_SMALL, tmp_path, _MISTAKES[mistake])
-    with pytest.raises(AssertionError, match="of what rounding may cost"):
-        broken.check("small")
-
-
-_MISTAKES_TF32 = {
-    "activations are not rounded": ("fxprune_load_rounded(", "fxprune_load_cut("),
-    "the halves of a product's b change places": ("(&(b_ptr[(j_1 * 2)]))", "(&(b_ptr[(j_1 * 2) ^ 2]))"),
-}
-
-
-@pytest.mark.parametrize("mistake", _MISTAKES_TF32)
-def test_a_mistake_in_the_text_for_tf32_is_seen(tmp_path: Path, mistake: str) -> None:
-    broken = Emulated(_SMALL_TF32, tmp_path, _MISTAKES_TF32[mistake])
+    cases, right, wrong = _MISTAKES[mistake]
+    broken = Emulated(cases, tmp_path, (right, wrong))
     with pytest.raises(AssertionError, match="of what rounding may cost"):
         broken.check("small")
 

@@ -20,8 +20,9 @@ from fxprune.codegen.cuda.nvcc import find_nvcc
 from fxprune.codegen.cuda.schedules import TILES, find_candidates
 from fxprune.codegen.cuda.target import CudaTarget, read_cuda_target
 from fxprune.errors import CodegenError, UnsupportedError
-from fxprune.lowering.cuda.known import DENSE, KnownOnGpu, candidate_text
+from fxprune.lowering.cuda.known import KnownOnGpu, candidate_text
 from fxprune.lowering.cuda.trials import OpenDevice, find_trials
+from fxprune.lowering.layer_text import DENSE
 from fxprune.records.database import Database
 from fxprune.report import LayerReport
 from fxprune.tuning.progress import Standing
