@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -16,13 +17,13 @@ from fxprune.codegen.memory import release_unused
 from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.target import CpuTarget, check_runs_here, check_versions, parse_target
 from fxprune.compiled import Specialisation
-from fxprune.covering import cover_at
+from fxprune.covering import cover_all
 from fxprune.errors import UnsupportedError
 from fxprune.frozen.artifact import LIBRARIES
 from fxprune.graph import Captured
 from fxprune.layer_reports import report_layers
 from fxprune.lowering.cases import find_cases
-from fxprune.lowering.choice import Case, Choice, gains
+from fxprune.lowering.choice import Choice, gains
 from fxprune.lowering.known import Known
 from fxprune.lowering.program import Build, Program, lower
 from fxprune.lowering.select import select
@@ -32,6 +33,7 @@ from fxprune.model_report import report_model
 from fxprune.passes import PassRecord
 from fxprune.records.database import Database
 from fxprune.report import LayerReport, MaskFacts
+from fxprune.tuning.contest import Contest, hold_contest
 from fxprune.tuning.progress import Show, Standing, TerminalProgress
 from fxprune.tuning.search import Search
 
@@ -47,6 +49,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_SHARE_ALONE = 0.8
+"""Share of a search's time in which layers are measured alone; the rest is for the best of each inside the model."""
 
 
 def prepare_target(target: str | Mapping[str, object], threads: int | None, *, measured: bool = False) -> CpuTarget:
@@ -94,19 +99,31 @@ def open_records(database: Path, target: CpuTarget, effort: Effort) -> Tuning:
 
 
 def search(
-    gm: fx.GraphModule, target: CpuTarget, tuning: Tuning, executor: Executor | None, progress: Show
+    gm: fx.GraphModule,
+    inputs: Sequence[object],
+    target: CpuTarget,
+    tuning: Tuning,
+    executor: Executor | None,
+    progress: Show,
 ) -> Standing:
-    """Search for faster kernels.
+    """Search for faster kernels: every layer alone, then the best of each inside the model.
 
     Args:
         gm: The graph after all passes.
+        inputs: Flat example inputs.
         target: The CPU.
         tuning: The records, and how long to search.
         executor: Runs the trials; None = this process.
         progress: Is told of every step.
     """
-    cases, _ = find_cases(split_batch(gm).graph_module)
-    return Search(cases, target, tuning.known, executor, progress).run(tuning.effort.seconds)
+    start, seconds = time.monotonic(), tuning.effort.seconds
+    parts = split_batch(gm)
+    cases, _ = find_cases(parts.graph_module)
+    alone = Search(cases, target, tuning.known, executor, progress)
+    standing = alone.run(None if seconds is None else seconds * _SHARE_ALONE)
+    contest = Contest(parts.graph_module, cases, inputs, parts.images)
+    hold_contest(contest, target, tuning.known, None if seconds is None else start + seconds)
+    return standing
 
 
 def build(
@@ -193,9 +210,9 @@ def decide(
     known = None if tuning is None else tuning.known
     if tuning is not None and tuning.effort.level == "max":
         with TerminalProgress() as progress:
-            Search(cases, target, tuning.known, None, progress).run(tuning.effort.seconds)
+            search(gm, inputs, target, tuning, None, progress)
     choices = select(cases, target, measure=measure, known=known)
-    cases = _regroup({node: choice.group_height for node, choice in choices.items()}, cases)
+    cases = cover_all(cases, choices)
     program = lower(parts.graph_module, cases, choices, target, images=parts.images)
     times = time_whole(gm, program, inputs, target, known) if measure and program.kernels else None
     program, choices, verdict = _guard(gm, program, choices, target, times)
@@ -222,11 +239,6 @@ def _over_batch(report: LayerReport, count: int) -> LayerReport:
         dense_us=dense,
         reason=f"{report.reason}; {count} micro-batches of {batch}",
     )
-
-
-def _regroup(heights: Mapping[fx.Node, int | None], cases: Mapping[fx.Node, Case]) -> dict[fx.Node, Case]:
-    """Return the cases with the row groups that were chosen for them."""
-    return {node: cover_at(case, heights.get(node)) for node, case in cases.items()}
 
 
 def keep_dense(gm: fx.GraphModule, facts: MaskFacts, target: CpuTarget, reason: str) -> Decision:
@@ -265,8 +277,8 @@ def restore(
     """
     gm = gm if images is None else split_batch(gm, images).graph_module
     cases = find_cases(gm)[0] if schedules else {}
-    cases = _regroup({node: heights.get(node.name) for node in cases}, cases)
-    choices = {node: Choice(schedules.get(node.name), "") for node in cases}
+    choices = {node: Choice(schedules.get(node.name), "", group_height=heights.get(node.name)) for node in cases}
+    cases = cover_all(cases, choices)
     return lower(gm, cases, choices, target, build, images)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from fxprune.lowering.choice import Case
+from torch import fx
+
+from fxprune.lowering.choice import Case, Choice
 from fxprune.structure.cover import cover_rows
 
 _ONLY = 1.0
@@ -22,3 +25,13 @@ def cover_at(case: Case, height: int | None) -> Case:
         return case
     mask = case.annotation.mask.numpy().reshape(case.shape.channels_out, -1)
     return replace(case, pattern=cover_rows(mask, case.shape.groups, ((height, _ONLY),)))
+
+
+def cover_all(cases: Mapping[fx.Node, Case], choices: Mapping[fx.Node, Choice]) -> dict[fx.Node, Case]:
+    """Return every layer with its mask covered for what was chosen to run it.
+
+    Args:
+        cases: The layers.
+        choices: What runs them.
+    """
+    return {node: cover_at(case, choices[node].group_height) for node, case in cases.items()}

@@ -121,13 +121,13 @@ class Search:
 
     Attributes:
         efficiency: As in `Backend`.
-        run: Searches for kernels of the layers of a graph after all passes, and tells of every step.
+        run: Searches for kernels of the layers of a graph after all passes, given flat inputs; tells of every step.
         narrow: As in `Backend`.
         elsewhere: As in `Backend`.
     """
 
     efficiency: tuple[tuple[int, float], ...]
-    run: Callable[[fx.GraphModule, Show], Standing]
+    run: Callable[[fx.GraphModule, Sequence[object], Show], Standing]
     narrow: tuple[tuple[int, float], ...] = ()
     elsewhere: bool = False
 
@@ -165,7 +165,7 @@ def open_search(
 
     cpu = backend.prepare_target(target, options.threads, measured=True)
     tuning = backend.open_records(database, cpu, Effort("max", seconds))
-    return Search(cpu.efficiency, lambda gm, show: backend.search(gm, cpu, tuning, executor, show))
+    return Search(cpu.efficiency, lambda gm, inputs, show: backend.search(gm, inputs, cpu, tuning, executor, show))
 
 
 def _open_cuda_search(
@@ -186,7 +186,7 @@ def _open_cuda_search(
         )
     gpu = backend_cuda.prepare_target(target, options.precision)
 
-    def run(gm: fx.GraphModule, show: Show) -> Standing:
+    def run(gm: fx.GraphModule, _inputs: Sequence[object], show: Show) -> Standing:
         return backend_cuda.search(gm, gpu, database, show, only=only, seconds=seconds)
 
     return Search(gpu.efficiency, run, gpu.narrow_efficiency, elsewhere=True)

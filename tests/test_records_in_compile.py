@@ -16,7 +16,7 @@ from tests.compiling import TOLERANCE, Masks, draw_masks, kernels, largest_diffe
 X = torch.linspace(-2, 2, 64 * 14 * 14).sin().reshape(1, 64, 14, 14)
 
 CLOCKS = (
-    "fxprune.lowering.select.time_calls",
+    "fxprune.lowering.measure.time_calls",
     "fxprune.lowering.copies.time_calls",
     "fxprune.lowering.whole.time_calls",
     "fxprune.lowering.profile.time_calls",

@@ -22,7 +22,7 @@ def compile_timed(
         The compiled model, and its error as a share of the largest output.
     """
     results: Iterator[tuple[float, float]] = iter(measured)
-    monkeypatch.setattr("fxprune.lowering.select.time_calls", lambda calls: [1e-5] * (len(calls) - 1) + [1e-3])
+    monkeypatch.setattr("fxprune.lowering.measure.time_calls", lambda calls: [1e-5] * (len(calls) - 1) + [1e-3])
     monkeypatch.setattr("fxprune.lowering.whole.time_calls", lambda _calls: list(next(results)))
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.ReLU()).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from typing import cast
 
@@ -34,6 +35,7 @@ class ChainModule(nn.Module):
         """
         super().__init__()
         self.names, self.output = tuple(names), members[-1].output
+        self._members = tuple(members)
         self._chain = Chain(library, [member.bound for member in members])
 
     def extra_repr(self) -> str:
@@ -44,6 +46,15 @@ class ChainModule(nn.Module):
         """Run the kernels; the result lies in the planned buffer and is overwritten by the next call."""
         self._chain.run()
         return self.output
+
+    def run_timed(self) -> list[tuple[KernelModule | UnaryModule, float]]:
+        """Run the kernels one by one; returns each with its seconds."""
+        times = []
+        for member in self._members:
+            start = time.perf_counter()
+            member.bound.run()
+            times.append((member, time.perf_counter() - start))
+        return times
 
 
 class HeldModule(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,13 @@ _LEAST_ROUNDS, _MOST_SECONDS = 2, 0.3
 
 _ROUND_SECONDS = 3e-4
 """Least time that one candidate runs in one round, seconds."""
+
+_PASSES = 5
+"""Times that all layers are measured over, one after another; the best counts. A virtual machine moves its cores apart
+and together within seconds, and the order of a layer's candidates differs between the two."""
+
+_BEHIND = 1.3
+"""What took so many times the best of its layer is not measured in the passes that follow."""
 
 
 def time_calls(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> list[float]:
@@ -53,6 +61,17 @@ def time_calls(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> 
                 call()
             sample.append((time.perf_counter() - start) / repeat)
     return [min(sample) for sample in samples]
+
+
+def time_in_passes(layers: Sequence[Sequence[Callable[[], object]]]) -> list[list[float]]:
+    """Return the best time of every call of every layer, seconds."""
+    best = [[math.inf] * len(calls) for calls in layers]
+    for _ in range(_PASSES):
+        for calls, times in zip(layers, best, strict=True):
+            running = [i for i, seconds in enumerate(times) if seconds <= _BEHIND * min(times)]
+            for i, seconds in zip(running, time_calls([calls[i] for i in running]), strict=True):
+                times[i] = min(times[i], seconds)
+    return best
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class KernelModule(nn.Module):
     Args of forward: x and residual, the tensors of the graph; those that lie in a planned buffer are only awaited.
 
     Attributes:
-        name: The layer's module path.
+        name: The layer's node in the graph that was lowered.
         bound: The kernel.
         output: The output buffer, viewed as the layer's output.
         is_static: Whether all that it reads lies in planned buffers.
@@ -88,7 +88,7 @@ class KernelModule(nn.Module):
         """Bind a kernel to its place in the graph.
 
         Args:
-            name: The layer's module path.
+            name: The layer's node in the graph that was lowered.
             bound: The kernel.
             output: The output buffer, viewed as the layer's output.
             x_port: How the input enters, None if it lies in a planned buffer.

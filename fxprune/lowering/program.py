@@ -356,7 +356,7 @@ def _bind_kernels(
         x_port = Port(work.x, layer.kind, layer.dims) if x is None else None
         needed = work.own_residual if residual is None else None
         residual_port = Port(needed, layer.kind, layer.dims) if needed is not None else None
-        module = KernelModule(module_path(node), bound, output, x_port, residual_port)
+        module = KernelModule(node.name, bound, output, x_port, residual_port)
         result.set_submodule(str(item.new.target), module)
         kernels.append((item.kernel, bound))
     look_ahead(kernels)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
@@ -28,9 +28,9 @@ from fxprune.codegen.winograd_schedules import winograd_candidates
 from fxprune.lowering.choice import NOISE, Case, Choice, family_of
 from fxprune.lowering.copies import copy_costs
 from fxprune.lowering.geometry import is_depthwise
-from fxprune.lowering.known import Known, candidate_text, read_candidate
+from fxprune.lowering.known import Known, candidate_text, model_text, read_candidate
 from fxprune.lowering.layer_text import DENSE
-from fxprune.lowering.measure import Trial, build_trials, candidate_workload, time_calls, trial_workload
+from fxprune.lowering.measure import Trial, build_trials, candidate_workload, time_in_passes, trial_workload
 from fxprune.lowering.orders import Family, activations, choose_orders
 from fxprune.lowering.trials import find_trials
 
@@ -49,13 +49,6 @@ that is for blocks of fewer rows: those wait for their inputs, and may take long
 
 _EXCHANGE_RATE = 15e3
 """Bytes a microsecond that a core reads of what another one has written; 12 to 17 GB/s on an Intel Xeon."""
-
-_PASSES = 5
-"""Times that all layers are measured over, one after another; the best counts. A virtual machine moves its cores apart
-and together within seconds, and the order of a layer's candidates differs between the two."""
-
-_BEHIND = 1.3
-"""What took so many times the best of its layer is not measured in the passes that follow."""
 
 _LARGEST_FULL = 8_000_000
 """Largest weight, in cells, of a layer without a mask that kernels compete for; packing would double its memory."""
@@ -107,6 +100,8 @@ def select(
     entries = {} if known is None else _recall(unique, target, known)
     rest = {kind: trial for kind, trial in unique.items() if kind not in entries}
     entries |= _measure(rest, target, known) if measure else _predict(rest, target)
+    if known is not None and kinds:
+        entries |= _prefer_winners(entries, unique, known.winners(model_text(kinds)), target, known)
     found = {node: entries[kinds[node]] for node in cases}
     orders = _find_orders(found, target, known, measure=measure)
     return {node: _choose(case, found[node], orders[node]) for node, case in cases.items()}
@@ -122,13 +117,26 @@ def _recall(unique: Mapping[str, Trial], target: CpuTarget, known: Known) -> dic
         lacking = wanted - set(records) if known.needs_all else wanted and not set(records) - {DENSE}
         if lacking or dense is None or dense.seconds is None:
             continue
-        timed = [
-            (candidate, record.seconds)
-            for record in records.values()
-            if record is not dense and record.seconds is not None and (candidate := read_candidate(record)) is not None
-        ]
-        entries[kind] = _Entry(_find_best(trial, timed, target), dense.seconds * 1e6, "recorded")
+        entries[kind] = _Entry(_find_best(trial, known.timed(kind), target), dense.seconds * 1e6, "recorded")
     return entries
+
+
+def _prefer_winners(
+    entries: Mapping[str, _Entry],
+    unique: Mapping[str, Trial],
+    winners: Mapping[int, str],
+    target: CpuTarget,
+    known: Known,
+) -> dict[str, _Entry]:
+    """Return the entries of layers whose fastest kernel inside this model is known, with no other of its family."""
+    found: dict[str, _Entry] = {}
+    for number, (kind, trial) in enumerate(unique.items()):
+        record = known.of(kind).get(winners.get(number, ""))
+        candidate = None if record is None else read_candidate(record)
+        if record is not None and record.seconds is not None and candidate is not None:
+            best = _find_best(trial, [(candidate, record.seconds)], target)
+            found[kind] = replace(entries[kind], best={**entries[kind].best, **best})
+    return found
 
 
 def usual_candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidate]]:
@@ -194,24 +202,13 @@ def _measure(unique: Mapping[str, Trial], target: CpuTarget, known: Known | None
     rig, calls = build_trials([(trial, flat[key]) for key, trial in unique.items()], target)
     entries: dict[str, _Entry] = {}
     ready = [[*trials, rig.dense(trial.case)] for trial, trials in zip(unique.values(), calls, strict=True)]
-    for (key, trial), (*times, dense) in zip(unique.items(), _time_in_passes(ready), strict=True):
+    for (key, trial), (*times, dense) in zip(unique.items(), time_in_passes(ready), strict=True):
         best = _find_best(trial, zip(flat[key], times, strict=True), target)
         entries[key] = _Entry(best, dense * 1e6, "measured")
         if known is not None and known.fills:
             known.add_trials(key, flat[key], times, dense)
         logger.debug("%s: dense %.1f us, %s", trial.case.annotation.name, dense * 1e6, entries[key].best)
     return entries
-
-
-def _time_in_passes(layers: Sequence[Sequence[Callable[[], object]]]) -> list[list[float]]:
-    """Return the best time of every call of every layer, seconds."""
-    best = [[math.inf] * len(calls) for calls in layers]
-    for _ in range(_PASSES):
-        for calls, times in zip(layers, best, strict=True):
-            running = [i for i, seconds in enumerate(times) if seconds <= _BEHIND * min(times)]
-            for i, seconds in zip(running, time_calls([calls[i] for i in running]), strict=True):
-                times[i] = min(times[i], seconds)
-    return best
 
 
 def _find_best(trial: Trial, timed: Iterable[tuple[Candidate, float]], target: CpuTarget) -> dict[str, _Option]:

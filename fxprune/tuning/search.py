@@ -18,7 +18,7 @@ from fxprune.covering import cover_at
 from fxprune.lowering.choice import Case
 from fxprune.lowering.known import Known, candidate_text, read_candidate
 from fxprune.lowering.layer_text import DENSE
-from fxprune.lowering.measure import Trial, build_trials, dense_call, time_calls
+from fxprune.lowering.measure import Trial, build_trials, dense_call, time_calls, time_in_passes
 from fxprune.lowering.trials import find_trials
 from fxprune.records.record import Record
 from fxprune.tuning.alone import measuring
@@ -29,8 +29,9 @@ from fxprune.tuning.trial import Batch, Outcome
 
 logger = logging.getLogger(__name__)
 
-_FINALISTS = 3
-"""Candidates that are timed once more, in turns with dense: single measurements are a few per cent apart by chance."""
+_FINALISTS = 6
+"""Candidates that are timed once more, in turns with each other and with dense: times that were taken minutes apart are
+a tenth apart by chance."""
 
 
 class Search:
@@ -131,12 +132,15 @@ class Search:
         pairs = [(self._at(workload, one), [one]) for workload, found in finals.items() for one in found]
         rig, built = build_trials(pairs, self._target)
         calls = iter(built)
-        for workload, found in finals.items():
-            own = [call for _ in found for call in next(calls)]
-            with measuring():
-                *times, dense = time_calls([*own, rig.dense(self._trials[workload].case)])
-            self._known.add_trials(workload, found, times, dense)
-            self._tell()
+        layers = [
+            [*(call for _ in found for call in next(calls)), rig.dense(self._trials[workload].case)]
+            for workload, found in finals.items()
+        ]
+        with measuring():
+            times = time_in_passes(layers)
+        for (workload, found), (*own, dense) in zip(finals.items(), times, strict=True):
+            self._known.add_trials(workload, found, own, dense, final=True)
+        self._tell()
 
     def _finalists(self, workload: str) -> list[Candidate]:
         records = [record for record in self._known.of(workload).values() if record.candidate != DENSE]

@@ -11,7 +11,7 @@ from torch import nn
 import fxprune
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.schedules import Candidate
-from fxprune.lowering import select
+from fxprune.lowering import measure, select
 from tests.compiling import draw_masks, force_kernels, row_groups
 
 SHARING_PIXELS = RowsSchedule(4, 2, (1, 7), "pixels")
@@ -32,8 +32,8 @@ def test_threads_that_share_blocks_are_charged_for_the_exchange(
         "fxprune.lowering.select.rows_candidates",
         lambda *_, **__: [Candidate(SHARING_PIXELS, 1.0), Candidate(SHARING_BLOCKS, 1.0)],
     )
-    monkeypatch.setattr(select, "time_calls", timed)
-    monkeypatch.setattr(select, "_PASSES", 1)
+    monkeypatch.setattr(measure, "time_calls", timed)
+    monkeypatch.setattr(measure, "_PASSES", 1)
     monkeypatch.setattr(select, "_EXCHANGE_RATE", rate)
     model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)).eval()
     x = torch.randn(1, 16, 14, 14)

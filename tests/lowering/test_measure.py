@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from fxprune.lowering import measure, select
+from fxprune.lowering import measure
 
 
 def test_a_slow_call_has_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +31,7 @@ def test_what_is_far_behind_is_measured_once(monkeypatch: pytest.MonkeyPatch) ->
     def timed(running: Sequence[Callable[[], object]]) -> list[float]:
         return [next(seconds[str(call())]) for call in running]
 
-    monkeypatch.setattr(select, "time_calls", timed)
-    monkeypatch.setattr(select, "_PASSES", 3)
-    assert select._time_in_passes([list(calls.values())]) == [[1.0, 0.9, 2.0]]
+    monkeypatch.setattr(measure, "time_calls", timed)
+    monkeypatch.setattr(measure, "_PASSES", 3)
+    assert measure.time_in_passes([list(calls.values())]) == [[1.0, 0.9, 2.0]]
     assert next(seconds["far"], None) is None
