@@ -103,14 +103,15 @@ class Known:
         """Return the records of a workload by candidate."""
         return self._found.get(workload, {})
 
-    def timed(self, workload: str) -> list[tuple[Candidate, float]]:
-        """Return the kernels of a workload that can run, with seconds that compare: of its final run only, if any.
+    def timed(self, workload: str, *, final: bool = True) -> list[tuple[Candidate, float]]:
+        """Return the kernels of a workload that can run, with their seconds.
 
         Args:
             workload: The layer.
+            final: Only those of its final run, if there was one: other times do not compare with theirs.
         """
         records = [record for name, record in self.of(workload).items() if name != DENSE]
-        finals = [record for record in records if _FINAL in record.details]
+        finals = [record for record in records if final and _FINAL in record.details]
         found = [(read_candidate(record), record.seconds) for record in finals or records]
         return [(candidate, seconds) for candidate, seconds in found if candidate is not None and seconds is not None]
 

@@ -43,9 +43,10 @@ _HOPELESS = 1.6
 """A family whose best prediction is this many times the dense prediction is not measured; nor are Winograd kernels
 beside row-lane kernels, or those beside them, whose best prediction is so much less."""
 
-_CLOSE, _CLOSE_TO_SHORT, _SHORT = 1.1, 2.5, 4
-"""A family is measured if its best prediction is within the first factor of the other's, or within the second where
-that is for blocks of fewer rows: those wait for their inputs, and may take longer than a layer computed whole."""
+_CLOSE_TO_ROWS, _CLOSE_TO_PLANES, _CLOSE_TO_SHORT, _SHORT = 1.1, 2.0, 2.5, 4
+"""A family is measured if its best prediction is within a factor of the other's: planes within the first one of
+row-lane kernels; those within the second of planes, which most layers around would have to copy, or within the third
+where planes have blocks of fewer rows: they wait for their inputs, and may take longer than a layer computed whole."""
 
 _EXCHANGE_RATE = 15e3
 """Bytes a microsecond that a core reads of what another one has written; 12 to 17 GB/s on an Intel Xeon."""
@@ -169,7 +170,9 @@ def usual_candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidat
 
 def _close_to(best: Candidate) -> float:
     """Return the longest prediction that is worth a measurement beside this one of the other family."""
-    return best.predicted_us * (_CLOSE if best.schedule.height >= _SHORT else _CLOSE_TO_SHORT)
+    if family_of(best.schedule) == "rows":
+        return best.predicted_us * _CLOSE_TO_ROWS
+    return best.predicted_us * (_CLOSE_TO_PLANES if best.schedule.height >= _SHORT else _CLOSE_TO_SHORT)
 
 
 def _without_hopeless(rows: list[Candidate], fast: list[Candidate], *, is_full: bool) -> list[Candidate]:

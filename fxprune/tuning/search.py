@@ -15,8 +15,8 @@ from torch import fx
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import CpuTarget
 from fxprune.covering import cover_at
-from fxprune.lowering.choice import Case
-from fxprune.lowering.known import Known, candidate_text, read_candidate
+from fxprune.lowering.choice import Case, family_of
+from fxprune.lowering.known import Known, candidate_text
 from fxprune.lowering.layer_text import DENSE
 from fxprune.lowering.measure import Trial, build_trials, dense_call, time_calls, time_in_passes
 from fxprune.lowering.trials import find_trials
@@ -29,9 +29,9 @@ from fxprune.tuning.trial import Batch, Outcome
 
 logger = logging.getLogger(__name__)
 
-_FINALISTS = 6
-"""Candidates that are timed once more, in turns with each other and with dense: times that were taken minutes apart are
-a tenth apart by chance."""
+_FINALISTS = 5
+"""Candidates of each family that are timed once more, in turns with each other and with dense: times that were taken
+minutes apart are a tenth apart by chance."""
 
 
 class Search:
@@ -143,10 +143,12 @@ class Search:
         self._tell()
 
     def _finalists(self, workload: str) -> list[Candidate]:
-        records = [record for record in self._known.of(workload).values() if record.candidate != DENSE]
-        timed = sorted((record.seconds, record.candidate) for record in records if record.seconds is not None)
-        best = [self._known.of(workload)[name] for _, name in timed[:_FINALISTS]]
-        return [candidate for candidate in map(read_candidate, best) if candidate is not None]
+        """Return the fastest of each family: whether channels-last or planes are better is for the whole graph."""
+        timed = sorted(self._known.timed(workload, final=False), key=lambda one: one[1])
+        families: dict[str, list[Candidate]] = {}
+        for candidate, _ in timed:
+            families.setdefault(family_of(candidate.schedule), []).append(candidate)
+        return [candidate for found in families.values() for candidate in found[:_FINALISTS]]
 
     def _at(self, workload: str, candidate: Candidate) -> Trial:
         trial = self._trials[workload]

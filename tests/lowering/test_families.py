@@ -30,7 +30,7 @@ def test_single_rows_do_not_keep_a_layer_from_being_tried_whole(monkeypatch: pyt
     found = count_candidates(cells(0.3))
     assert found["pixels"] > 0
     assert found["rows"] > 0
-    monkeypatch.setattr(select, "_CLOSE_TO_SHORT", select._CLOSE)
+    monkeypatch.setattr(select, "_CLOSE_TO_SHORT", select._CLOSE_TO_ROWS)
     assert count_candidates(cells(0.3))["rows"] == 0, "the guard makes no difference"
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 import fxprune
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import parse_target
@@ -24,6 +25,7 @@ from fxprune.tuning import contest
 from fxprune.tuning import search as search_module
 from fxprune.tuning.contest import Contest, hold_contest
 from fxprune.tuning.process import shared_process
+from fxprune.tuning.search import Search
 from tests.compiling import TOLERANCE, largest_difference, run_masked
 from tests.tuning.layers import X, find_cases, network
 
@@ -160,3 +162,14 @@ def test_a_call_with_threads_of_its_own_is_undisturbed() -> None:
     before = compiled(X)
     time_layers(program, [X])
     assert torch.equal(compiled(X), before)
+
+
+def test_every_family_has_finalists(tmp_path: Path) -> None:
+    """Which order of activations is better shows in the whole graph only, so none may fall out layer by layer."""
+    target, path = parse_target("cpu", 1), tmp_path / "records.jsonl"
+    known = Known(Database(path), target, fills=True)
+    planes = [Candidate(PixelsSchedule(4, height, 2, "pixels"), 1.0) for height in (1, 2, 4, 6, 8, 12)]
+    rows = [Candidate(RowsSchedule(4, vectors, (1, 4), "pixels"), 1.0) for vectors in (1, 2)]
+    known.add_trials("layer", [*planes, *rows], [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 3.0, 2.0], 9.0)
+    found = Search({}, target, known, None, lambda _standing: None)._finalists("layer")
+    assert found == [*planes[:5], rows[1], rows[0]]
