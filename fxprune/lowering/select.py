@@ -79,11 +79,19 @@ class _Option:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What is known of one kind of layer."""
+    """What is known of one kind of layer.
+
+    Attributes:
+        best: The kernel of each family that costs least alone.
+        dense_us: Time of the dense layer, microseconds.
+        source: Whence the times come.
+        winner: The kernel that was fastest inside the model, if that is known.
+    """
 
     best: Mapping[str, _Option]
     dense_us: float
     source: Literal["recorded", "measured", "predicted"]
+    winner: _Option | None = None
 
 
 def select(
@@ -129,14 +137,13 @@ def _prefer_winners(
     target: CpuTarget,
     known: Known,
 ) -> dict[str, _Entry]:
-    """Return the entries of layers whose fastest kernel inside this model is known, with no other of its family."""
+    """Return the entries of layers whose fastest kernel inside this model is known, with that kernel."""
     found: dict[str, _Entry] = {}
     for number, (kind, trial) in enumerate(unique.items()):
         record = known.of(kind).get(winners.get(number, ""))
         candidate = None if record is None else read_candidate(record)
         if record is not None and record.seconds is not None and candidate is not None:
-            best = _find_best(trial, [(candidate, record.seconds)], target)
-            found[kind] = replace(entries[kind], best={**entries[kind].best, **best})
+            found[kind] = replace(entries[kind], winner=_option(trial, candidate, record.seconds * 1e6, target))
     return found
 
 
@@ -268,6 +275,8 @@ def _choose(case: Case, entry: _Entry, order: Family) -> Choice:
         reason = f"{verb} {listed}" if entry.best else _why_no_candidate(case, listed, verb)
         return Choice(None, reason, None if timed else entry.dense_us, dense_us, dense_us)
     option = entry.best[family]
+    if entry.winner is not None and family_of(entry.winner.candidate.schedule) == family:
+        option = entry.winner
     candidate, measured = option.candidate, option.time_us if timed else None
     height = candidate.group_height
     return Choice(candidate.schedule, f"{verb} {listed}", candidate.predicted_us, measured, dense_us, height)
