@@ -186,7 +186,8 @@ def make_kernel(
     else:
         first, positions = first_channels(packed, work, schedule, tiles, cut), None
     ragged = work.in_place and bool((packed.count[first >= 0] < schedule.height).any())
-    problem = rows.RowsProblem(packed.blocks, bool((first >= 0).any()), bool((first < 0).any()), ragged)
+    columns = int(packed.length.mean())
+    problem = rows.RowsProblem(packed.blocks, columns, bool((first >= 0).any()), bool((first < 0).any()), ragged)
     arrays = (*head, packed.rows, packed.count, first, lane_bias, cut, ahead)
     return LayerKernel(work, schedule, packed, arrays, 0, positions, cut, problem)
 

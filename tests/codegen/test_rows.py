@@ -193,6 +193,17 @@ def test_a_second_run_gives_the_same_bits(suite: Suite, name: str) -> None:
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize(("size", "columns", "asked"), [(1, 10, 2), (1, 4, 4), (1, 0, 8), (3, 10, 0)])
+def test_the_next_tiles_input_is_asked_for_column_by_column(size: int, columns: int, asked: int) -> None:
+    """Two blocks ask for two lines each of four pixels of 40 channels: all of them with as many pairs as there are."""
+    layer = conv(40, 32, (5, 7), size, padding=size // 2)
+    case = Case(layer, RowsSchedule(8, 2, (1, 4), "pixels", prefetch=True), full_pattern(layer))
+    problem = rows.RowsProblem(2, columns, has_vector_rows=True, has_scattered_rows=False, keeps_others=False)
+    assert isinstance(case.schedule, RowsSchedule)
+    text = rows.build_rows_kernel("f", case.workload(), problem, case.schedule)
+    assert text.count("T.address_of(X[next[0]") == asked
+
+
 def test_a_tile_larger_than_the_output_does_not_fit() -> None:
     work = Case(IMAGE, WIDE, full_pattern(IMAGE)).workload()
     assert rows.fits(work, (7, 11))

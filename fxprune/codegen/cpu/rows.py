@@ -14,11 +14,12 @@ Source: `Elsen et al., Fast Sparse ConvNets, CVPR 2020` for gathered columns; th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from fxprune.codegen.cpu.accumulators import Accumulators
-from fxprune.codegen.cpu.ahead import L1, ahead_cells, begin_asking, prefetch
+from fxprune.codegen.cpu.ahead import L1, PAIR, ahead_cells, begin_asking, prefetch
 from fxprune.codegen.cpu.columns import each_column
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.halo import zero_halo
@@ -71,12 +72,14 @@ class RowsProblem:
 
     Attributes:
         blocks: Blocks of rows.
+        columns: Columns of a block on average.
         has_vector_rows: Some block stores vectors.
         has_scattered_rows: Some block stores lane by lane.
         keeps_others: Vectors are stored without the zero rows of a ragged block, whose lanes belong to other blocks.
     """
 
     blocks: int
+    columns: int
     has_vector_rows: bool
     has_scattered_rows: bool
     keeps_others: bool
@@ -225,7 +228,7 @@ class _RowsWriter:
         tile = Accumulators(script, ("p", self.pixels), vectors, lanes)
         for cell in tile.cells():
             script.add(f"{cell} = BIAS[b * {schedule.height} + k * {lanes} + v]")
-        for column in each_column(script):
+        for column in each_column(script, self._ask_input):
             for cell in tile.cells():
                 x = f"X[OFF[BEGIN[b] + {column}] + pos[0] + {self._pixel(self.grid.x_steps)}]"
                 w = f"W[BASE[b] + {column} * {schedule.height} + k * {lanes} + v]"
@@ -233,7 +236,7 @@ class _RowsWriter:
         self._store(tile)
 
     def _prefetch_next(self) -> None:
-        """Ask for the next tile's lines: this block's part of the output and the residual, a share of the input."""
+        """Ask for the next tile's lines: this block's part of the output and the residual; find where its input is."""
         script, schedule, grid = self.script, self.schedule, self.grid
         width, lines = schedule.tile[1], -(-schedule.height // LINE_CELLS)
         targets = [("Y", "pos[1]", grid.y_steps, 1)]
@@ -244,12 +247,24 @@ class _RowsWriter:
             for buffer, start, steps, write in targets:
                 at = f"{start} + {width * steps[3]} + {self._pixel(steps)} + CHANNEL[b] + k * {LINE_CELLS}"
                 script.add(prefetch(f"{buffer}[{at}]", write, L1))
-        if grid.lines > 1:
+        if not self._input_lines:
             return
-        cells = width * grid.x_steps[3]
-        share = -(-cells // (LINE_CELLS * self.problem.blocks))
-        with script.block(f"for k in T.serial({share})"):
-            script.add(prefetch(f"X[pos[0] + {cells} + (b * {share} + k) * {LINE_CELLS}]", 0, L1))
+        script.allocate("next", 1, "int32")
+        script.add(f"next[0] = pos[0] + {width * grid.x_steps[3]} + b * {self._input_lines * LINE_CELLS}")
+
+    @property
+    def _input_lines(self) -> int:
+        """Lines of every pixel of the next tile's input that one block asks for; kernels of one tap ask for them."""
+        asks = self.schedule.prefetch and self.work.shape.is_pointwise and _is_flat(self.work.x)
+        return -(-self.work.x.channels // (LINE_CELLS * self.problem.blocks)) if asks else 0
+
+    def _ask_input(self, number: int) -> Iterator[str]:
+        """Ask, with column `number` of a pair, for some of the next tile's input: all at once would stop the core."""
+        step = self.grid.x_steps[3]
+        pixels = -(-self.schedule.tile[1] // max(1, self.problem.columns // PAIR))
+        asked = [pixel * step + line * LINE_CELLS for pixel in range(pixels) for line in range(self._input_lines)]
+        for cell in asked[number::PAIR]:
+            yield prefetch(f"X[next[0] + pair * {pixels * step} + {cell}]", 0, L1)
 
     def _pixel(self, steps: tuple[int, int, int, int]) -> str:
         """Return the element offset of pixel p inside its tile."""
