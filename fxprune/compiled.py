@@ -127,7 +127,7 @@ class CompiledModule(nn.Module):
         Raises:
             UnsupportedError: An input asks for gradients, or the model cannot be compiled for these inputs.
         """
-        flat, spec = tree_flatten((args, kwargs))
+        flat, spec = _flatten(args, kwargs)
         _check_no_gradients(flat)
         found = self._known.get(_key(flat, spec, self._any_device)) or self.specialise(args, kwargs)
         if torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu"):
@@ -142,7 +142,7 @@ class CompiledModule(nn.Module):
             args: Positional arguments of the model.
             kwargs: Keyword arguments.
         """
-        flat, spec = tree_flatten((args, dict(kwargs)))
+        flat, spec = _flatten(args, kwargs)
         key = _key(flat, spec, self._any_device)
         with self._compiling:
             if key not in self._known:
@@ -160,7 +160,7 @@ class CompiledModule(nn.Module):
             form: The inputs.
             made: What runs for them.
         """
-        self._known[_key(form.flat(), form.spec, self._any_device)] = self._latest = made
+        self._known[_key(*_flatten(*form.arguments()), self._any_device)] = self._latest = made
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, for all input shapes compiled so far, to one file that `fxprune.load` reads.
@@ -280,7 +280,18 @@ def _check_no_gradients(flat: list[object]) -> None:
             )
 
 
-def _key(flat: list[object], spec: TreeSpec, any_device: bool) -> _Key:
+def _flatten(args: tuple[object, ...], kwargs: Mapping[str, object]) -> tuple[list[object], TreeSpec | None]:
+    """Return the flat inputs and how they are put together; None: they are positional tensors.
+
+    Most models are called so, and then nothing is taken apart: right after a large model Python finds nothing in the
+    caches, and what it does for a call takes several times as long as when it is timed alone.
+    """
+    if not kwargs and all(isinstance(value, torch.Tensor) for value in args):
+        return list(args), None
+    return tree_flatten((args, dict(kwargs)))
+
+
+def _key(flat: list[object], spec: TreeSpec | None, any_device: bool) -> _Key:
     """Return what a compiled program depends on: structure, shapes and types of tensors, values of everything else."""
     parts = [
         (tuple(value.shape), value.dtype, None if any_device else value.device, value.layout)

@@ -176,14 +176,12 @@ class StageModule(nn.Module):
         layout = port.layout
         self.buffer = Pool(layout.numel).take(layout.numel)
         self._port = port
-        self._planes = Layout("nchw", layout.batch, layout.channels, layout.spatial)
         self._copy = BoundUnary(library[name], None, self.buffer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Copy the tensor; returns it unchanged, so that the graph keeps its meaning."""
-        tensor = view_5d(x, self._port.kind, self._port.dims)
-        if _lies_as(tensor, self._planes) and _is_aligned(tensor):
-            self._copy.run_with(tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset()))
+        if self._port.kind == "conv" and x.is_contiguous() and _is_aligned(x):
+            self._copy.run_with(x.view(-1))
         else:
-            fill(self.buffer, self._port.layout, tensor)
+            fill(self.buffer, self._port.layout, view_5d(x, self._port.kind, self._port.dims))
         return x

@@ -61,7 +61,7 @@ class Program:
         self.graph_module, self.kernels = graph_module, kernels
         self.arena_bytes = arena.numel() * arena.element_size()
         self.library, self.recipe, self.images = library, recipe, images
-        self._arena = arena
+        self._planned = range(arena.data_ptr(), arena.data_ptr() + self.arena_bytes)
         self._lock = threading.Lock()
 
     def run(self, inputs: Sequence[object]) -> list[object]:
@@ -75,13 +75,9 @@ class Program:
         return [self._own(output) for output in self.graph_module.forward(*inputs)]
 
     def _own(self, output: object) -> object:
-        if isinstance(output, torch.Tensor) and _storage(output) == _storage(self._arena):
+        if isinstance(output, torch.Tensor) and output.data_ptr() in self._planned:
             return output.clone(memory_format=torch.contiguous_format)
         return output
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 @dataclass(eq=False)
