@@ -40,6 +40,9 @@ _BETTER = 0.985
 _SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 2.0, 5, 25
 """Rounds of one comparison: as many as this time holds, within these limits."""
 
+_UNFINISHED = "the time was up"
+"""In the place of a name of all that met."""
+
 _QUANTILE = 0.3
 """Of a kernel's times: below what disturbed it, above what happened once."""
 
@@ -64,7 +67,8 @@ class Contest:
 def hold_contest(contest: Contest, target: CpuTarget, known: Known, deadline: float | None) -> None:
     """Find the kernels that are fastest inside a model, among those that were fastest alone, and record them.
 
-    Nothing is done if the same rivals met before, or if the time is up.
+    Nothing is done if the same rivals met before, or if the time is up. Rivals that the time did not suffice for meet
+    in the next search.
 
     Args:
         contest: The model.
@@ -91,7 +95,8 @@ def hold_contest(contest: Contest, target: CpuTarget, known: Known, deadline: fl
     best, gain = _compete(assemble, rivals, names, contest.inputs, deadline)
     logger.info("inside the model %d of %d kinds of layers run another kernel: %.3fx", len(best), len(unique), gain)
     winners = {number: best[kind] for number, kind in enumerate(unique) if kind in best}
-    known.add_winners(model, winners, _digest([*timed.values()]), gain)
+    met = _UNFINISHED if _is_over(deadline) else _digest([*timed.values()])
+    known.add_winners(model, winners, met, gain)
 
 
 def _is_over(deadline: float | None) -> bool:

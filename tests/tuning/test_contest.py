@@ -20,6 +20,7 @@ from fxprune.lowering.choice import Choice
 from fxprune.lowering.known import Known
 from fxprune.lowering.profile import time_layers
 from fxprune.lowering.program import Program
+from fxprune.lowering.trials import find_trials
 from fxprune.records.database import Database
 from fxprune.tuning import contest
 from fxprune.tuning import search as search_module
@@ -89,6 +90,25 @@ def test_what_wins_in_the_model_is_compiled_from_then_on(tmp_path: Path, monkeyp
     count = len(met)
     hold_contest(model, target, Known(Database(path), target, fills=True), None)
     assert len(met) == count, "the same rivals met again"
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_contest_that_was_cut_short_is_gone_on_with(
+    is_cut: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is not up when it begins, and up or not when it ends."""
+    clock, target = iter([False, is_cut]), parse_target("cpu", 1)
+    cases = find_cases(target)
+    monkeypatch.setattr(contest, "_is_over", lambda _deadline: next(clock))
+    monkeypatch.setattr(contest, "_compete", lambda *_: ({}, 1.0))
+    monkeypatch.setattr(contest, "select", lambda *_, **__: dict.fromkeys(cases, Choice(None, "")))
+    known = Known(Database(tmp_path / "records.jsonl"), target, fills=True)
+    gm = next(iter(cases)).graph.owning_module
+    assert isinstance(gm, fx.GraphModule)
+    hold_contest(Contest(gm, cases, [X], None), target, known, 1.0)
+    kinds, unique = find_trials(cases)
+    all_that_met = contest._digest([known.timed(kind) for kind in unique])
+    assert known.met(known_module.model_text(kinds), all_that_met) != is_cut
 
 
 @pytest.mark.parametrize(("seconds", "kept"), [(1.0, True), (2.0, False), (2.5, False)])
