@@ -129,12 +129,13 @@ def _row_heights(
     found = []
     for lanes, vectors in shapes:
         cells, tile = padded_stored(pattern, lanes * vectors), _row_tiles(work, vectors, target)[0]
-        efficiency = _efficiency(lanes * vectors) * _narrow_share(lanes, target)
+        efficiency = _efficiency(lanes * vectors) * narrow_share(lanes, target)
         found.append((cells / efficiency * waiting(tile[0] * tile[1] * vectors), (lanes, vectors), cells))
     return sorted(found, key=lambda one: (one[0], -one[1][0] * one[1][1]))
 
 
-def _narrow_share(lanes: int, target: CpuTarget) -> float:
+def narrow_share(lanes: int, target: CpuTarget) -> float:
+    """Return the share of its efficiency that a row-lane kernel keeps whose vectors have so many lanes."""
     return _NARROW_SHARE if lanes < target.lanes else 1.0
 
 
@@ -268,7 +269,7 @@ def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: C
     lanes, vectors = shape
     tiles = _row_tiles(work, vectors, target)
     predicted = predict_us(cells, rows.computed_pixels(work, tiles[0]), lanes * vectors, target)
-    predicted /= _narrow_share(lanes, target)
+    predicted /= narrow_share(lanes, target)
     count = rows.tiles_of(work, tiles[0])
     if count >= work.threads:
         yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels"), predicted)

@@ -18,7 +18,15 @@ from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.cpu import pixel_tiles, rows
 from fxprune.codegen.cpu.rows import RowsSchedule
 from fxprune.codegen.format import in_order, is_scattered, padded_stored
-from fxprune.codegen.schedules import Candidate, most_pixel_vectors, pixel_lanes, pixel_schedules, predict_us, waiting
+from fxprune.codegen.schedules import (
+    Candidate,
+    most_pixel_vectors,
+    narrow_share,
+    pixel_lanes,
+    pixel_schedules,
+    predict_us,
+    waiting,
+)
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Workload
 
@@ -55,7 +63,7 @@ def rows_space(
         for tile in _row_tiles(work, vectors, target):
             cells = padded_stored(stored, height)
             predicted = predict_us(cells, rows.computed_pixels(work, tile), height, target)
-            predicted *= waiting(tile[0] * tile[1] * vectors)
+            predicted *= waiting(tile[0] * tile[1] * vectors) / narrow_share(lanes, target)
             for schedule in _row_orders(work, lanes, vectors, tile):
                 yield Candidate(replace(schedule, ordered=in_place), predicted)
 

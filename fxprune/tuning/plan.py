@@ -42,7 +42,9 @@ def find_candidates(trial: Trial, target: CpuTarget) -> list[tuple[Candidate, Tr
         return usual
     space = sorted(_search_space(trial, target), key=lambda item: item[0].predicted_us)
     promising = [item for item in space if item[0].predicted_us <= _PROMISING * space[0][0].predicted_us]
-    found = {candidate_text(candidate): (candidate, at) for candidate, at in [*usual, *_by_turns(promising)[:MOST]]}
+    found: dict[str, tuple[Candidate, Trial]] = {}
+    for candidate, at in [*usual, *_by_turns(promising)[:MOST]]:
+        found.setdefault(candidate_text(candidate), (candidate, at))
     return list(found.values())
 
 
