@@ -23,12 +23,12 @@ from fxprune.frozen.artifact import LIBRARIES
 from fxprune.graph import Captured
 from fxprune.layer_reports import report_layers
 from fxprune.lowering.cases import find_cases
-from fxprune.lowering.choice import Choice, gains
+from fxprune.lowering.choice import Case, Choice, gains
 from fxprune.lowering.known import Known
 from fxprune.lowering.program import Build, Program, lower
 from fxprune.lowering.select import select
 from fxprune.lowering.whole import WholeTimes, time_whole
-from fxprune.microbatch import split_batch
+from fxprune.microbatch import MicroBatches, split_batch
 from fxprune.model_report import report_model
 from fxprune.passes import PassRecord
 from fxprune.records.database import Database
@@ -116,9 +116,20 @@ def search(
         executor: Runs the trials; None = this process.
         progress: Is told of every step.
     """
-    start, seconds = time.monotonic(), tuning.effort.seconds
     parts = split_batch(gm)
-    cases, _ = find_cases(parts.graph_module)
+    return _search(parts, find_cases(parts.graph_module)[0], inputs, target, tuning, executor, progress)
+
+
+def _search(
+    parts: MicroBatches,
+    cases: Mapping[fx.Node, Case],
+    inputs: Sequence[object],
+    target: CpuTarget,
+    tuning: Tuning,
+    executor: Executor | None,
+    progress: Show,
+) -> Standing:
+    start, seconds = time.monotonic(), tuning.effort.seconds
     alone = Search(cases, target, tuning.known, executor, progress)
     standing = alone.run(None if seconds is None else seconds * _SHARE_ALONE)
     contest = Contest(parts.graph_module, cases, inputs, parts.images)
@@ -210,7 +221,7 @@ def decide(
     known = None if tuning is None else tuning.known
     if tuning is not None and tuning.effort.level == "max":
         with TerminalProgress() as progress:
-            search(gm, inputs, target, tuning, None, progress)
+            _search(parts, cases, inputs, target, tuning, None, progress)
     choices = select(cases, target, measure=measure, known=known)
     cases = cover_all(cases, choices)
     program = lower(parts.graph_module, cases, choices, target, images=parts.images)

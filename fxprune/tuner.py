@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
 from fxprune.arguments import check_arguments, read_example_inputs, read_options, read_tune
 from fxprune.compiled import check_not_compiled
@@ -87,7 +87,7 @@ def tune(
     scores = None if structure == "exact" else find_scores(model, kept)
     pipeline = default_pipeline(search.efficiency, structure, search.narrow)
     ready = prepare(model, kept, scores, pipeline, inputs, {})
-    flat = tree_flatten((inputs, {}))[0]
+    flat = tree_leaves((inputs, {}))
     if progress is not None:
         return search.run(ready.captured.graph_module, flat, progress)
     with TerminalProgress() as shown:

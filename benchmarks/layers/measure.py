@@ -20,8 +20,7 @@ from fxprune.codegen.target import CpuTarget
 from fxprune.covering import cover_at
 from fxprune.lowering.cases import find_cases
 from fxprune.lowering.choice import Case
-from fxprune.lowering.known import Known, read_candidate
-from fxprune.lowering.layer_text import DENSE
+from fxprune.lowering.known import Known
 from fxprune.lowering.measure import Rig, Trial, build_trials, time_calls
 from fxprune.lowering.select import usual_candidates
 from fxprune.lowering.trials import find_trials
@@ -134,11 +133,8 @@ def _find_kinds(layers: Mapping[fx.Node, tuple[str, Case]], target: CpuTarget, k
 
 def _recorded(known: Known, kind: str, trial: Trial) -> Iterator[tuple[Candidate, Trial]]:
     """Yield the best recorded candidates of a layer."""
-    timed = [record for name, record in known.of(kind).items() if name != DENSE and record.seconds is not None]
-    for record in sorted(timed, key=lambda record: record.seconds or 0.0)[:_RECORDED]:
-        candidate = read_candidate(record)
-        if candidate is not None:
-            yield candidate, replace(trial, case=cover_at(trial.case, candidate.group_height))
+    for candidate, _ in sorted(known.timed(kind), key=lambda one: one[1])[:_RECORDED]:
+        yield candidate, replace(trial, case=cover_at(trial.case, candidate.group_height))
 
 
 class _Bench:

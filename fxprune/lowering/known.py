@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -15,7 +14,7 @@ from fxprune.codegen.plain import read_schedule, write_schedule, write_target
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.version import kernel_version
-from fxprune.lowering.layer_text import DENSE, describe_case, plain_text
+from fxprune.lowering.layer_text import DENSE, describe_case, digest_of, plain_text
 from fxprune.lowering.measure import Trial
 from fxprune.records.database import Database
 from fxprune.records.record import Context, Record
@@ -74,7 +73,7 @@ def model_text(kinds: Mapping[fx.Node, str]) -> str:
         kinds: The kind of every layer of a model, by node in graph order.
     """
     parts = [str(next(iter(kinds)).graph), *kinds.values()]
-    return "winners in " + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return "winners in " + digest_of(parts)
 
 
 class Known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,6 +26,11 @@ def describe_case(case: Case) -> dict[str, object]:
         else f"{round(pattern.density * 128)}/128",
         "tallest": max(pattern.heights(), default=0),
     }
+
+
+def digest_of(value: object) -> str:
+    """Return a name, of one length, of values that JSON can write; the same for the same values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def plain_text(value: Mapping[str, object]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +11,7 @@ from torch import fx
 from fxprune.codegen.target import CpuTarget
 from fxprune.lowering.choice import gains
 from fxprune.lowering.known import Known
-from fxprune.lowering.layer_text import DENSE
+from fxprune.lowering.layer_text import DENSE, digest_of
 from fxprune.lowering.measure import time_calls
 from fxprune.lowering.profile import profile
 from fxprune.lowering.program import Program, lower
@@ -69,7 +67,7 @@ def _whole_text(program: Program, inputs: Sequence[object]) -> str:
     """Return a name of a program: that of its graph, its kernels, the sizes of its weights and its inputs."""
     shapes = [list(value.shape) for value in inputs if isinstance(value, torch.Tensor)]
     parts = [str(program.graph_module.graph), dict(program.recipe), dict(program.kernels), shapes]
-    return "model " + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return "model " + digest_of(parts)
 
 
 def _recall_whole(known: Known, name: str) -> WholeTimes | None:

@@ -8,7 +8,6 @@ turns with the chosen ones, timed kernel by kernel. What wins is put together an
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from fxprune.codegen.target import CpuTarget
 from fxprune.covering import cover_all
 from fxprune.lowering.choice import Case, Choice, family_of
 from fxprune.lowering.known import Known, candidate_text, model_text
+from fxprune.lowering.layer_text import digest_of
 from fxprune.lowering.measure import time_calls
 from fxprune.lowering.profile import time_layers
 from fxprune.lowering.program import Program, lower
@@ -105,8 +105,7 @@ def _is_over(deadline: float | None) -> bool:
 
 def _digest(timed: Sequence[Sequence[tuple[Candidate, float]]]) -> str:
     """Return a name of all kernels that could meet."""
-    texts = [sorted(candidate_text(candidate) for candidate, _ in found) for found in timed]
-    return hashlib.sha256(repr(texts).encode()).hexdigest()
+    return digest_of([sorted(candidate_text(candidate) for candidate, _ in found) for found in timed])
 
 
 def _find_rivals(choice: Choice, timed: Sequence[tuple[Candidate, float]]) -> list[Candidate]:
@@ -174,7 +173,7 @@ def _compare_all(
             shares = _compare(base, assemble(picked), names, inputs)
         for kind, candidate in picked.items():
             share = shares.get(kind, 1.0)
-            if share <= min(_BETTER, best[kind][0] if kind in best else 1.0):
+            if share <= (best[kind][0] if kind in best else _BETTER):
                 best[kind] = share, candidate
     return {kind: candidate for kind, (_, candidate) in best.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,16 +25,9 @@ from fxprune.records.database import Database
 from fxprune.tuning import contest
 from fxprune.tuning import search as search_module
 from fxprune.tuning.contest import Contest, hold_contest
-from fxprune.tuning.process import shared_process
 from fxprune.tuning.search import Search
 from tests.compiling import TOLERANCE, largest_difference, run_masked
 from tests.tuning.layers import X, find_cases, network
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_process_is_left() -> Iterator[None]:
-    yield
-    shared_process().close()
 
 
 def program_of(compiled: fxprune.CompiledModule) -> Program:
@@ -175,8 +168,7 @@ def test_later_winners_join_those_of_before(tmp_path: Path) -> None:
     assert known.winners("another model") == {}
 
 
-def test_a_call_with_threads_of_its_own_is_undisturbed() -> None:
-    """Timing layers leaves the program as it was: the same outputs before and after."""
+def test_timing_layers_leaves_the_program_as_it_was() -> None:
     compiled = fxprune.compile(*network(), example_inputs=X, options={"measure": False})
     program = program_of(compiled)
     before = compiled(X)
