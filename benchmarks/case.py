@@ -59,7 +59,7 @@ class Problem:
         case: The case.
         model: The model without masks, contiguous weights.
         masks: Bool masks by parameter name.
-        x: Input, float32 [N, 3, 224, 224], contiguous.
+        x: Input of N images, or N times the tokens of an image, float32, contiguous.
         macs: MACs of one call.
     """
 
@@ -78,7 +78,7 @@ class Problem:
 
     @functools.cached_property
     def reference(self) -> torch.Tensor:
-        """Output of the masked dense model in float64, [N, classes]."""
+        """Output of the masked dense model in float64, [N, ...]."""
         model = apply_masks(self.model, self.masks).double()  # contiguous: float64 is slow in channels_last
         with torch.no_grad():
             # Image by image: float64 convolutions unfold their input, which for a batch of 16 takes gigabytes.
@@ -103,11 +103,11 @@ def build_problem(case: Case) -> Problem:
     model = build_model(case.model, case.seed)
     masks = make_masks(model, case.structure, case.sparsity, case.seed, rows=case.rows, shuffle_rows=case.shuffle_rows)
     restore_scale(model, masks)
-    macs = count_macs(model, masks, make_input(1, case.seed))
+    macs = count_macs(model, masks, make_input(case.model, 1, case.seed))
     return Problem(
         case=case,
         model=model,
         masks=masks,
-        x=make_input(case.batch, case.seed),
+        x=make_input(case.model, case.batch, case.seed),
         macs=MacCount(macs.dense * case.batch, macs.kept * case.batch),
     )

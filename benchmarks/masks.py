@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,10 +22,28 @@ of random cells; cells without any structure."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+@dataclass(frozen=True)
+class MaskedWeight:
+    """A weight that gets a mask: rows of cells, some of which are pruned.
+
+    Attributes:
+        weight: The parameter; its first axis are the rows.
+        groups: Groups of the convolution; their rows lie one group after the other.
+    """
+
+    weight: torch.Tensor
+    groups: int = 1
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every row reads a channel of its own."""
+        return self.groups > 1 and self.weight.shape[1] == 1
+
+
 def make_masks(
     model: nn.Module, structure: str, sparsity: float, seed: int, *, rows: int = 32, shuffle_rows: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Draw one mask for every convolution and linear layer but the stem and the last linear layer.
+    """Draw a mask for every weight that `find_masked_weights` names.
 
     Depthwise convolutions get an unstructured mask, whatever the structure: their rows share no column.
 
@@ -44,33 +63,40 @@ def make_masks(
     """
     _check_arguments(structure, sparsity, rows)
     masks: dict[str, torch.Tensor] = {}
-    for index, (name, module) in enumerate(find_masked_layers(model).items()):
-        weight = module.weight
+    for index, (name, masked) in enumerate(find_masked_weights(model).items()):
+        weight = masked.weight
         shape = (weight.shape[0], weight[0].numel())
-        groups = module.groups if isinstance(module, _CONVOLUTIONS) else 1
         generator = np.random.default_rng([seed, index])
-        kind = "unstructured" if groups > 1 and weight.shape[1] == 1 else structure
+        kind = "unstructured" if masked.is_depthwise else structure
         if kind == "rowgroup":
-            cells = _draw_row_groups(shape, groups, 1.0 - sparsity, rows, shuffle_rows, generator)
+            cells = _draw_row_groups(shape, masked.groups, 1.0 - sparsity, rows, shuffle_rows, generator)
         else:
             cells = _DRAW[kind](shape, 1.0 - sparsity, generator)
-        masks[f"{name}.weight"] = torch.from_numpy(cells).reshape(weight.shape)
+        masks[name] = torch.from_numpy(cells).reshape(weight.shape)
     if not masks:
         raise ValueError("the model has no convolution or linear layer besides its stem and its last linear layer")
     return dict(refill(model, masks)) if structure == "refill" else masks
 
 
-def find_masked_layers(model: nn.Module) -> dict[str, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear]:
-    """Find the layers that get a mask: all convolutions and linear layers but the stem and the last linear layer.
+def find_masked_weights(model: nn.Module) -> dict[str, MaskedWeight]:
+    """Find the weights that get a mask, by parameter name: of all convolutions, linear layers and attentions but two.
 
-    The stem is the first convolution, or the first linear layer of a model without convolutions. A model without
-    linear layers keeps its last convolution dense instead.
+    The stem, which is the first convolution, and the last linear layer, or the last convolution of a model without
+    any, stay dense. All of a model without convolutions is masked: it is a part of a larger one.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (*_CONVOLUTIONS, nn.Linear))}
-    convolutions = [name for name, module in layers.items() if isinstance(module, _CONVOLUTIONS)]
-    linears = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
-    dense = {(convolutions or linears)[0], (linears or convolutions)[-1]} if layers else set()
-    return {name: module for name, module in layers.items() if name not in dense}
+    found: dict[str, MaskedWeight] = {}
+    convolutions, linears = [], []
+    for name, module in model.named_modules():
+        if isinstance(module, _CONVOLUTIONS):
+            found[f"{name}.weight"] = MaskedWeight(module.weight, module.groups)
+            convolutions.append(f"{name}.weight")
+        elif isinstance(module, nn.Linear):
+            found[f"{name}.weight"] = MaskedWeight(module.weight)
+            linears.append(f"{name}.weight")
+        elif isinstance(module, nn.MultiheadAttention):
+            found[f"{name}.in_proj_weight"] = MaskedWeight(module.in_proj_weight)
+    dense = {convolutions[0], (linears or convolutions)[-1]} if convolutions else set()
+    return {name: weight for name, weight in found.items() if name not in dense}
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The four models of the benchmark, with random weights and random batch-norm statistics."""
+"""The models of the benchmark, with random weights and random batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import torch
 import torchvision
 from torch import nn
 
-MODELS = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2")
-"""Names of the models, as torchvision spells them."""
+CONVOLUTIONAL = ("resnet18", "resnet50", "vgg16_bn", "mobilenet_v2")
+"""Names of the convolutional networks, as torchvision spells them."""
+
+MODELS = (*CONVOLUTIONAL, "vit_b_16", "mlp")
+"""Names of all models; "mlp" is the hidden part of a transformer's block, 768-3072-768."""
 
 IMAGE_SIZE = 224
 """Height and width of the input image, in pixels."""
@@ -16,6 +19,9 @@ CIFAR_SIZE = 32
 """Height and width of CIFAR's images."""
 
 _CIFAR_CLASSES = 10
+
+_TOKENS, _WIDTH = 196, 768
+"""Tokens of an image of 224 x 224 in patches of 16 x 16, and the numbers of each."""
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -35,12 +41,24 @@ def build_model(name: str, seed: int = 0, image: int = IMAGE_SIZE) -> nn.Module:
         raise ValueError(f"model is {name!r}; it must be one of {', '.join(MODELS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: nn.Module = torchvision.models.get_model(name, weights=None)
+        model: nn.Module = _build_mlp() if name == "mlp" else torchvision.models.get_model(name, weights=None)
+        _draw_zeroed_layers(model)
         if image != IMAGE_SIZE:
             _shrink_to_cifar(model, name, image)
     _scale_grouped_weights(model)
     randomise_batch_norm(model, seed)
     return model.eval()
+
+
+def _build_mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(_WIDTH, 4 * _WIDTH), nn.GELU(), nn.Linear(4 * _WIDTH, _WIDTH))
+
+
+def _draw_zeroed_layers(model: nn.Module) -> None:
+    """Draw the linear layers that torchvision sets to zero: nothing would be seen of what lies before them."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not bool(module.weight.any()):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
 
 
 def _shrink_to_cifar(model: nn.Module, name: str, image: int) -> None:
@@ -83,7 +101,14 @@ def _scale_grouped_weights(model: nn.Module) -> None:
                 module.weight.mul_(module.groups**0.5)
 
 
-def make_input(batch: int, seed: int = 0) -> torch.Tensor:
-    """Draw a batch of normal images, float32 [N, 3, 224, 224], contiguous."""
+def make_input(name: str, batch: int, seed: int = 0) -> torch.Tensor:
+    """Draw a normal input, float32, contiguous: [N, 3, 224, 224], or [N, 196, 768] for "mlp".
+
+    Args:
+        name: One of `MODELS`.
+        batch: Batch size N.
+        seed: Seed of the numbers.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    shape = (_TOKENS, _WIDTH) if name == "mlp" else (3, IMAGE_SIZE, IMAGE_SIZE)
+    return torch.randn(batch, *shape, generator=generator)

@@ -21,7 +21,7 @@ from benchmarks.case import Problem
 from fxprune.errors import FxpruneError
 
 Forward = Callable[[], torch.Tensor]
-"""Runs the model once on the problem's input; returns the output [N, classes]."""
+"""Runs the model once on the problem's input; returns the output [N, ...]."""
 
 
 class PeerError(Exception):
@@ -119,7 +119,9 @@ def _build_eager(setting: Setting) -> Forward:
 
 
 def _call_channels_last(model: Callable[[torch.Tensor], torch.Tensor], setting: Setting) -> Forward:
-    x = setting.problem.x.to(memory_format=torch.channels_last)
+    x = setting.problem.x
+    if x.ndim == 4:
+        x = x.to(memory_format=torch.channels_last)
 
     def forward() -> torch.Tensor:
         with torch.no_grad():

@@ -19,7 +19,7 @@ from rich.console import Console
 from benchmarks.layers.measure import find_convolutions, measure_layers
 from benchmarks.layers.text import format_layers
 from benchmarks.masks import STRUCTURES, make_masks
-from benchmarks.models import MODELS, build_model, make_input
+from benchmarks.models import CONVOLUTIONAL, build_model, make_input
 from benchmarks.neighbours import NeighbourWatch
 from benchmarks.result import start_run
 from benchmarks.run import RESULTS
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = options.database and backend.open_records(options.database, target, Effort("off", None)).known
     console, watch = Console(), NeighbourWatch()
     with console.status("capturing") as status:
-        layers = find_convolutions(model, masks, make_input(options.batch), target)
+        layers = find_convolutions(model, masks, make_input(options.model, options.batch), target)
         status.update("building kernels")
         table = measure_layers(layers, target, known or None, options.rounds, status.update)
     structure = f"row groups of {options.rows}" if options.structure == "rowgroup" else options.structure
@@ -59,7 +59,7 @@ def _build_parser() -> argparse.ArgumentParser:
     threads = min(2, len(os.sched_getaffinity(0)))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.layers", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--model", choices=MODELS, default="resnet50", metavar="NAME", help=", ".join(MODELS))
+    add("--model", choices=CONVOLUTIONAL, default="resnet50", metavar="NAME", help=", ".join(CONVOLUTIONAL))
     add("--batch", type=int, default=1, metavar="N", help="batch size (1)")
     add("--sparsity", type=float, default=0.8, metavar="S", help="share of pruned weights (0.8)")
     add(

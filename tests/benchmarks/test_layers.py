@@ -70,7 +70,7 @@ def test_a_run_writes_both_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(measure, "_PATIENCE_SECONDS", 0.01)
     monkeypatch.setattr(measure, "_NO_CACHE", 2**20)
     monkeypatch.setattr(command, "build_model", lambda _: build_tiny_model())
-    monkeypatch.setattr(command, "make_input", lambda batch: torch.randn(batch, 3, 16, 16))
+    monkeypatch.setattr(command, "make_input", lambda _, batch: torch.randn(batch, 3, 16, 16))
     path = tmp_path / "layers.json"
     assert command.main(["--rounds", "1", "--rows", "4", "--threads", "1", "--output", str(path)]) == 0
     written = json.loads(path.read_text())
@@ -89,7 +89,7 @@ def test_a_run_writes_both_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 @pytest.mark.slow
 def test_resnet50_has_22_masked_geometries_and_the_stem() -> None:
-    model, x = build_model("resnet50"), make_input(1)
+    model, x = build_model("resnet50"), make_input("resnet50", 1)
     masks = make_masks(model, "rowgroup", 0.8, 0)
     found = find_convolutions(model, masks, x, backend.prepare_target("cpu", 2))
     assert len(found) == 53

@@ -24,6 +24,15 @@ def test_counts_convolution_groups_and_linear() -> None:
 def test_limits_of_resnet50() -> None:
     model = build_model("resnet50")
     for sparsity, limit in ((0.58, 2.3), (0.8, 4.5), (0.9, 7.9)):
-        macs = count_macs(model, make_masks(model, "rowgroup", sparsity, 0), make_input(1))
+        macs = count_macs(model, make_masks(model, "rowgroup", sparsity, 0), make_input("resnet50", 1))
         assert macs.dense == 4_089_184_256
         assert macs.limit == pytest.approx(limit, abs=0.05)
+
+
+def test_counts_an_attention_with_its_products() -> None:
+    model, x = build_model("vit_b_16"), make_input("vit_b_16", 1)
+    masks = make_masks(model, "rowgroup", 0.8, 0)
+    stem, head = 196 * 768 * 3 * 16 * 16, 768 * 1000
+    products, projections = 12 * 2 * 197**2 * 768, 12 * 197 * 12 * 768**2
+    assert count_macs(model, masks, x).dense == stem + head + products + projections
+    assert count_macs(model, masks, x).kept == pytest.approx(stem + head + products + projections / 5, rel=1e-3)

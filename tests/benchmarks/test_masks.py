@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
-from benchmarks.masks import STRUCTURES, apply_masks, find_masked_layers, make_masks, restore_scale
+from benchmarks.masks import STRUCTURES, apply_masks, find_masked_weights, make_masks, restore_scale
 from benchmarks.models import MODELS, build_model
 from tests.benchmarks.tiny import build_tiny_model
 
@@ -28,12 +29,23 @@ def test_density_of_resnet18_is_met(structure: str, sparsity: float) -> None:
 
 def test_stem_and_last_linear_stay_dense_and_vggs_hidden_linears_do_not() -> None:
     with torch.device("meta"):
-        layers = {name: set(find_masked_layers(build_model(name))) for name in MODELS if name != "vgg16_bn"}
-    assert not layers["resnet50"] & {"conv1", "fc"}
-    assert len(layers["resnet50"]) == 52
-    assert not layers["mobilenet_v2"] & {"features.0.0", "classifier.1"}
+        names = [name for name in MODELS if name != "vgg16_bn"]
+        weights = {
+            name: set(find_masked_weights(torchvision.models.get_model(name))) for name in names if name != "mlp"
+        }
+    assert not weights["resnet50"] & {"conv1.weight", "fc.weight"}
+    assert len(weights["resnet50"]) == 52
+    assert not weights["mobilenet_v2"] & {"features.0.0.weight", "classifier.1.weight"}
+    assert not weights["vit_b_16"] & {"conv_proj.weight", "heads.head.weight"}
     hidden = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
-    assert list(find_masked_layers(hidden)) == ["1", "2", "3"]
+    assert list(find_masked_weights(hidden)) == ["1.weight", "2.weight", "3.weight"]
+
+
+def test_an_attention_is_masked_and_all_of_a_model_without_convolutions() -> None:
+    attention = nn.TransformerEncoderLayer(8, 2, 16)
+    names = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"]
+    assert list(find_masked_weights(attention)) == names
+    assert list(find_masked_weights(build_model("mlp"))) == ["0.weight", "2.weight"]
 
 
 def test_row_groups_share_their_columns_and_differ_from_each_other() -> None:

@@ -51,11 +51,11 @@ def test_other_sizes_are_refused(name: str, image: int) -> None:
         build_model(name, image=image)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vit_b_16", "mlp"])
 def test_the_output_of_a_masked_model_depends_on_its_input(name: str) -> None:
     problem = build_problem(Case(name, 1, "unstructured", 0.8))
     with torch.no_grad():
-        other = problem.masked(make_input(1, seed=1))
+        other = problem.masked(make_input(name, 1, seed=1))
     assert problem.find_error(other) > 1e-3
 
 
