@@ -312,23 +312,30 @@ class BoundKernel:
 
 
 class BoundUnary:
-    """A built function of one input and one output, a pool or a copy, with its buffers.
+    """A built function of one input and one output, a pool, a norm or a copy, with its buffers.
 
     Attributes:
         function: The built function.
-        arguments: Input and output; None for an input that every call brings.
+        arguments: Input, constants and output; None for an input that every call brings.
     """
 
-    def __init__(self, function: tvm_ffi.Function, x: torch.Tensor | None, y: torch.Tensor) -> None:
+    def __init__(
+        self,
+        function: tvm_ffi.Function,
+        x: torch.Tensor | None,
+        y: torch.Tensor,
+        constants: Sequence[torch.Tensor] = (),
+    ) -> None:
         """Bind a function.
 
         Args:
             function: The built function.
             x: Flat input buffer, or None if every call brings another one.
             y: Flat output buffer.
+            constants: Flat tensors that it takes between the two.
         """
         self.function = function
-        self.arguments = [None if x is None else tvm_ffi.from_dlpack(x), tvm_ffi.from_dlpack(y)]
+        self.arguments = [None if tensor is None else tvm_ffi.from_dlpack(tensor) for tensor in (x, *constants, y)]
 
     def run(self) -> None:
         """Run with the buffers given when bound."""
@@ -336,4 +343,4 @@ class BoundUnary:
 
     def run_with(self, x: torch.Tensor) -> None:
         """Run with another input."""
-        self.function(tvm_ffi.from_dlpack(x), self.arguments[1])
+        self.function(tvm_ffi.from_dlpack(x), *self.arguments[1:])

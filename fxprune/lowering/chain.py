@@ -58,23 +58,26 @@ class ChainModule(nn.Module):
 
 
 class HeldModule(nn.Module):
-    """The result of a kernel inside a chain, for what reads it outside.
+    """The result of a kernel, or a view of it, for what reads it.
 
-    Args of forward: the chain's node, which is awaited.
+    Args of forward: the node that runs the kernel, which is awaited.
+
+    Attributes:
+        output: The output buffer, viewed as its readers see it.
     """
 
     def __init__(self, output: torch.Tensor) -> None:
         """Hold a result.
 
         Args:
-            output: The output buffer, viewed as the kernel's node's output.
+            output: The output buffer, viewed as its readers see it.
         """
         super().__init__()
-        self._output = output
+        self.output = output
 
-    def forward(self, _chain: torch.Tensor) -> torch.Tensor:
+    def forward(self, _awaited: torch.Tensor) -> torch.Tensor:
         """Return the result, which lies in the planned buffer and is overwritten by the next call."""
-        return self._output
+        return self.output
 
 
 def chain_kernels(gm: fx.GraphModule, library: Library) -> None:

@@ -129,7 +129,7 @@ class KernelModule(nn.Module):
 
 
 class UnaryModule(nn.Module):
-    """A pooling operator, or a copy in another order, run by a kernel.
+    """A pooling operator, a layer normalisation, or a copy in another order, run by a kernel.
 
     Args of forward: x, the tensor of the graph; one that lies in a planned buffer is only awaited.
 

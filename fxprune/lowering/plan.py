@@ -22,6 +22,7 @@ from fxprune.codegen.workload import LINE_CELLS, NO_HALO, ConvShape, Halo, Layou
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
 from fxprune.lowering.geometry import is_depthwise
+from fxprune.lowering.norm import Normalisation
 from fxprune.lowering.pool import Pooling, pool_of_rows
 from fxprune.lowering.turn import Source, Turned
 
@@ -77,6 +78,7 @@ Kind = tuple[str, int]
 """Kind and spatial axes of a layer; one of another kind sees its input in another shape."""
 
 _POOL_KIND: Kind = ("conv", 2)
+_TOKENS: Kind = ("linear", 0)
 
 
 def _kind(layer: Layer) -> Kind:
@@ -117,9 +119,10 @@ def plan_layouts(
     choices: Mapping[fx.Node, Choice],
     patterns: Mapping[fx.Node, RowGroupPattern],
     pools: Mapping[fx.Node, Pooling],
+    norms: Mapping[fx.Node, Normalisation],
     threads: int,
 ) -> tuple[dict[fx.Node, Placement], dict[Source, Layout]]:
-    """Choose the layouts of every layer and every pool that a kernel computes.
+    """Choose the layouts of everything that a kernel computes.
 
     Args:
         layers: Layers of the graph by node, in graph order.
@@ -127,16 +130,19 @@ def plan_layouts(
         choices: What runs them.
         patterns: Their row groups.
         pools: Pooling nodes that kernels compute.
+        norms: Layer normalisations that kernels compute.
         threads: Threads of the kernels.
 
     Returns:
-        The placement of every layer, and the layout of every buffer: outputs of layers and pools, and copies.
+        The placement of every layer, and the layout of every buffer: outputs of layers, pools and norms, and copies.
     """
     families = {node: choices[node].family for node in layers}
     placements: dict[fx.Node, Placement] = {}
     outputs: dict[Source, Layout] = {node: _pool_layout(pool, layers, shapes, families) for node, pool in pools.items()}
     kinds = {node: _kind(layer) for node, layer in layers.items() if families[node] != "dense"}
-    kinds |= dict.fromkeys(pools, _POOL_KIND)
+    kinds |= dict.fromkeys(pools, _POOL_KIND) | dict.fromkeys(norms, _TOKENS)
+    for node, norm in norms.items():
+        outputs[node] = norm.layout(spread=any(families.get(user) == "rows" for user in node.users))
     for node, layer in layers.items():
         schedule = choices[node].schedule
         if schedule is None:

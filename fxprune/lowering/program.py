@@ -11,10 +11,8 @@ from torch import fx, nn
 
 from fxprune.codegen.ahead import look_ahead
 from fxprune.codegen.build import Library
-from fxprune.codegen.cpu.pool import PoolWorkload, build_pool_kernel
-from fxprune.codegen.cpu.pool_planes import build_plane_pool_kernel
 from fxprune.codegen.cpu.stage import build_stage_kernel
-from fxprune.codegen.kernel import BoundKernel, BoundUnary, LayerKernel, make_kernel
+from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.memory import Pool, rounded
 from fxprune.codegen.schedules import refit
 from fxprune.codegen.target import CpuTarget
@@ -25,14 +23,17 @@ from fxprune.lowering.chain import chain_kernels
 from fxprune.lowering.choice import Case, Choice, constant
 from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
+from fxprune.lowering.held import hold_views
 from fxprune.lowering.in_place import find_last_readers, overwrite_residuals
-from fxprune.lowering.modules import KernelModule, Port, StageModule, UnaryModule
+from fxprune.lowering.modules import KernelModule, Port, StageModule
+from fxprune.lowering.norm import find_norms
 from fxprune.lowering.parts import join_outputs, split_inputs
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
-from fxprune.lowering.pool import Pooling, find_pools, pool_workload
+from fxprune.lowering.pool import find_pools
 from fxprune.lowering.recipe import write_recipe
 from fxprune.lowering.rewrite import drop_constants, forget_replaced, place_layers
 from fxprune.lowering.turn import LoweredTurn, Source, bind_turns, insert_turns, make_turns
+from fxprune.lowering.unary import LoweredUnary, bind_unaries, make_norms, make_pools
 from fxprune.nodes import copy_graph, module_path
 
 
@@ -91,18 +92,7 @@ class _Lowered:
     function: str
 
 
-@dataclass(eq=False)
-class _LoweredPool:
-    """One pooling node that a kernel runs, while the program is assembled."""
-
-    node: fx.Node
-    new: fx.Node
-    input: fx.Node
-    work: PoolWorkload
-    function: str
-
-
-_Item = _Lowered | _LoweredPool | LoweredTurn
+_Item = _Lowered | LoweredUnary | LoweredTurn
 """What writes a planned buffer."""
 
 Build = Callable[[Mapping[str, str], CpuTarget], Library]
@@ -129,14 +119,17 @@ def lower(
     """
     lowered_graph, mapped = copy_graph(gm)
     layers = {node: case.layer for node, case in cases.items()}
-    found = find_pools(gm.graph, layers, choices)
+    pools = find_pools(gm.graph, layers, choices)
+    norms = find_norms(gm.graph, layers, choices, target.lanes)
     shapes = {node: case.shape for node, case in cases.items()}
     patterns = {node: case.pattern for node, case in cases.items()}
-    placements, outputs = plan_layouts(layers, shapes, choices, patterns, found, target.threads)
+    placements, outputs = plan_layouts(layers, shapes, choices, patterns, pools, norms, target.threads)
     placements = overwrite_residuals(placements, find_last_readers(gm.graph, layers), choices, target)
     scripts: dict[str, str] = {}
     lowered = _make_kernels(cases, choices, placements, scripts, target)
-    pools = _make_pools(found, outputs, scripts, target)
+    tokens = {node: outputs[node] for node in (*norms, *lowered) if node in norms or layers[node].kind == "linear"}
+    unaries = make_pools(pools, outputs, scripts, _ANY_NAME, target)
+    unaries |= make_norms(gm, norms, tokens, scripts, _ANY_NAME, target)
     turns = make_turns(outputs, scripts, _ANY_NAME, target)
     copies = _make_copies(placements, scripts, target)
     texts = {name: _named(text, name) for text, name in scripts.items()}
@@ -144,20 +137,21 @@ def lower(
     for name, text in texts.items():
         dump_text(f"kernel_{name}.txt", text)
     result = fx.GraphModule(gm, lowered_graph, class_name="LoweredGraph")
-    placed = place_layers(result, gm, mapped, lowered, lambda layer: _dense_module(gm, layer), pools)
+    placed = place_layers(result, gm, mapped, lowered, lambda layer: _dense_module(gm, layer), unaries)
     for node, new in placed.items():
-        (lowered[node] if node in lowered else pools[node]).new = new
-    _skip_views(result, lowered, pools)
+        (lowered[node] if node in lowered else unaries[node]).new = new
+    _skip_views(result, lowered, unaries)
     insert_turns(result, turns, placed)
     _read_turns(lowered, turns)
     stages = _insert_stages(result, lowered, cases, copies, library)
-    arena, scratch = _allocate(result, lowered, pools, turns)
+    arena, scratch = _allocate(result, lowered, unaries, turns)
     _bind_kernels(result, lowered, cases, stages, arena, scratch, library)
-    _bind_pools(result, pools, arena, library)
+    bind_unaries(result, unaries, arena, library)
     bind_turns(result, turns, arena, library)
     drop_constants(result)
     if library is not None:
         chain_kernels(result, library)
+    hold_views(result)
     forget_replaced(result)
     sizes = {module_path(item.node): item.kernel.size_bytes for item in lowered.values()}
     return Program(result, sizes, arena[""], library, write_recipe(choices, target, texts, images), images)
@@ -197,19 +191,6 @@ def _make_kernels(
     return lowered
 
 
-def _make_pools(
-    found: Mapping[fx.Node, Pooling], outputs: Mapping[Source, Layout], scripts: dict[str, str], target: CpuTarget
-) -> dict[fx.Node, _LoweredPool]:
-    """Write the kernel of every pooling node; equal texts share one function."""
-    pools: dict[fx.Node, _LoweredPool] = {}
-    for node, pool in found.items():
-        work = pool_workload(pool, outputs, target.lanes, target.threads)
-        text = (build_pool_kernel if pool.order == "nhwc" else build_plane_pool_kernel)(_ANY_NAME, work)
-        name = scripts.setdefault(text, f"pool_{len(scripts)}")
-        pools[node] = _LoweredPool(node, node, pool.input, work, name)
-    return pools
-
-
 def _make_copies(
     placements: Mapping[fx.Node, Placement], scripts: dict[str, str], target: CpuTarget
 ) -> dict[Layout, str]:
@@ -228,13 +209,13 @@ def _dense_module(gm: fx.GraphModule, layer: Layer) -> nn.Module:
 
 
 def _skip_views(
-    result: fx.GraphModule, lowered: Mapping[fx.Node, _Lowered], pools: Mapping[fx.Node, _LoweredPool]
+    result: fx.GraphModule, lowered: Mapping[fx.Node, _Lowered], unaries: Mapping[fx.Node, LoweredUnary]
 ) -> None:
     """Let a layer that reads the buffer of a pool read its node, not a view of it that nothing else needs."""
     for item in lowered.values():
         source = item.placement.source
-        if isinstance(source, fx.Node) and source in pools:
-            item.new.args = (pools[source].new, *item.new.args[1:])
+        if isinstance(source, fx.Node) and source in unaries:
+            item.new.args = (unaries[source].new, *item.new.args[1:])
     result.graph.eliminate_dead_code()
 
 
@@ -281,7 +262,7 @@ def _insert_stages(
 def _allocate(
     result: fx.GraphModule,
     lowered: Mapping[fx.Node, _Lowered],
-    pools: Mapping[fx.Node, _LoweredPool],
+    unaries: Mapping[fx.Node, LoweredUnary],
     turns: Mapping[Source, LoweredTurn],
 ) -> tuple[dict[Source | str, torch.Tensor], torch.Tensor]:
     """Place every kernel's output and every copy in one arena, key "", and make the scratch that all kernels share."""
@@ -289,7 +270,7 @@ def _allocate(
     last = last_uses(result.graph)
     layouts: dict[_Item, Layout] = {
         **{item: item.placement.work.y for item in lowered.values()},
-        **{item: item.work.y for item in pools.values()},
+        **{item: item.y for item in unaries.values()},
         **{item: item.y for item in turns.values()},
     }
     groups = _share_buffers(layouts)
@@ -356,19 +337,3 @@ def _bind_kernels(
         result.set_submodule(str(item.new.target), module)
         kernels.append((item.kernel, bound))
     look_ahead(kernels)
-
-
-def _bind_pools(
-    result: fx.GraphModule,
-    pools: Mapping[fx.Node, _LoweredPool],
-    arena: Mapping[Source | str, torch.Tensor],
-    library: Library | None,
-) -> None:
-    for node, item in pools.items():
-        assert library is not None
-        shape = tuple(node.meta["val"].shape)
-        output = buffer_view(arena[node], item.work.y, 2, (*shape, 1, 1)[:4]).reshape(shape)
-        x = arena.get(item.input)
-        bound = BoundUnary(library[item.function], x, arena[node])
-        module = UnaryModule(bound, output, Port(item.work.x, "conv", 2) if x is None else None)
-        result.set_submodule(str(item.new.target), module)

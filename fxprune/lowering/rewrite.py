@@ -21,7 +21,7 @@ def place_layers(
     mapped: Mapping[fx.Node, fx.Node],
     kernels: Collection[fx.Node],
     make_dense: Callable[[Layer], nn.Module],
-    pools: Collection[fx.Node] = (),
+    unaries: Collection[fx.Node] = (),
 ) -> dict[fx.Node, fx.Node]:
     """Put a module call in the place of every layer: an empty one for kernels, the dense layer for the others.
 
@@ -31,16 +31,16 @@ def place_layers(
         mapped: The copy of every node.
         kernels: Layers that kernels run.
         make_dense: Makes the module of a dense layer.
-        pools: Pooling nodes that kernels run.
+        unaries: Pools and layer normalisations that kernels run.
 
     Returns:
         The module call of every node that a kernel runs.
     """
     placed: dict[fx.Node, fx.Node] = {}
     for number, node in enumerate(gm.graph.nodes):
-        if node in pools:
-            result.add_submodule(f"pool_{number}", nn.Module())
-            placed[node] = _replace(result, mapped[node], [mapped[node.args[0]]], f"pool_{number}")
+        if node in unaries:
+            result.add_submodule(f"unary_{number}", nn.Module())
+            placed[node] = _replace(result, mapped[node], [mapped[node.args[0]]], f"unary_{number}")
         elif node.target is torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
             _use_mean(result, mapped[node])
         layer = find_layer(node)

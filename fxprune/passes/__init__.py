@@ -7,6 +7,7 @@ from fxprune.passes.eliminate_channels import EliminateChannels
 from fxprune.passes.fold_batch_norm import FoldBatchNorm
 from fxprune.passes.fuse_epilogue import FuseEpilogue
 from fxprune.passes.group_rows import GroupRows
+from fxprune.passes.merge_views import MergeViews
 from fxprune.passes.refill import Refill
 from fxprune.passes.regroup import Regroup
 from fxprune.structure.refill import RefillRule
@@ -17,6 +18,7 @@ __all__ = [
     "FoldBatchNorm",
     "FuseEpilogue",
     "GroupRows",
+    "MergeViews",
     "Pass",
     "PassRecord",
     "PassResult",
@@ -55,4 +57,4 @@ def default_pipeline(
     if not efficiency:
         return (FoldBatchNorm(), *changing[structure], EliminateChannels())
     cut = EliminateChannels(adds="align")
-    return (FoldBatchNorm(), *changing[structure], cut, GroupRows(efficiency, narrow), FuseEpilogue())
+    return (FoldBatchNorm(), *changing[structure], cut, GroupRows(efficiency, narrow), MergeViews(), FuseEpilogue())

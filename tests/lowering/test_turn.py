@@ -75,7 +75,7 @@ def test_every_buffer_is_copied_once(
     modules = list(compiled.graph_module.modules())
     (chain,) = (module for module in modules if isinstance(module, ChainModule))
     assert sum(name.startswith("turn_") for name in chain.names) == turns
-    assert sum(name.startswith("pool_") for name in chain.names) == 2
+    assert sum(name.startswith("unary_") for name in chain.names) == 2
     layers = {layer.kernel.startswith("pixels") for layer in compiled.report.layers}
     assert layers == {True, False}
 
