@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml
 	  $(PYTHON) -m venv $(VENV) || { \
 	    rm -rf $(VENV); \
 	    echo "$(PYTHON) cannot create a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }; }
-	$(BIN)/python -m pip install --editable ".[dev,bench]"
+	$(BIN)/python -m pip install --editable ".[dev,bench,fleet]"
 	@touch $@
 
 demo: $(STAMP) ## prune ResNet-50 to 20 %, compile it, check the result, time it beside the dense engines

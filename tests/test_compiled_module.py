@@ -269,7 +269,7 @@ def test_a_dump_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     compiled = fxprune.compile(model, some_masks(model), example_inputs=X, options=QUICK)
     names = sorted(path.name for path in tmp_path.iterdir())
     numbered = [name for name in names if name[:3].isdigit()]
-    passes = ["fold_batch_norm", "eliminate_channels", "group_rows", "fuse_epilogue"]
+    passes = ["fold_batch_norm", "eliminate_channels", "group_rows", "merge_views", "fuse_epilogue"]
     assert numbered == ["000_input.txt", *(f"{index:03d}_{name}.txt" for index, name in enumerate(passes, 1))]
     texts = {name: (tmp_path / name).read_text() for name in names}
     assert "batch_norm" in texts[numbered[0]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, wait
@@ -52,8 +53,8 @@ class _Client:
         return {"workers": self._workers}
 
 
-@pytest.mark.skipif(find_spec("distributed") is not None, reason="Dask distributed is installed")
-def test_without_dask_the_message_says_what_to_install() -> None:
+def test_without_dask_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'fxprune\[fleet\]'"):
         DaskExecutor(_Client({"device": 1}))
 

@@ -42,7 +42,7 @@ def _compile(monkeypatch: pytest.MonkeyPatch, between: Between, end: Between = _
         written.append(name)
         return pool.build_pool_kernel(name, work)
 
-    monkeypatch.setattr("fxprune.lowering.program.build_pool_kernel", build)
+    monkeypatch.setattr("fxprune.lowering.unary.build_pool_kernel", build)
     force_kernels(monkeypatch, "rows")
     model = _Net(between, end).eval()
     return check(model, draw_masks(model, row_groups(32)), torch.randn(2, 8, 12, 10)), len(written)
@@ -87,7 +87,7 @@ def test_what_the_kernel_does_not_know_stays_on_torch(monkeypatch: pytest.Monkey
 
 def test_planes_are_pooled_as_planes(monkeypatch: pytest.MonkeyPatch) -> None:
     force_kernels(monkeypatch, "pixels")
-    monkeypatch.setattr("fxprune.lowering.program.build_pool_kernel", lambda *_: pytest.fail("planes channels-last"))
+    monkeypatch.setattr("fxprune.lowering.unary.build_pool_kernel", lambda *_: pytest.fail("planes channels-last"))
     model = _Net(lambda x: F.max_pool2d(x, 2), _whole).eval()
     compiled = check(model, draw_masks(model, row_groups(32)), torch.randn(1, 8, 12, 10))
     called = [str(node.target) for node in compiled.graph_module.graph.nodes if node.op == "call_function"]
