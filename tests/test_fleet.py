@@ -124,7 +124,7 @@ def test_a_search_runs_on_the_cluster(client: Any, tmp_path: Path, monkeypatch: 
     assert (found.done, found.failed) == (found.total, 0)
     assert found.total > 4
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert all(record["seconds"] > 0 for record in records)
+    assert all(record["seconds"] > 0 for record in records if not record["workload"].startswith("winners in"))
     again = fxprune.tune(*network(), example_inputs=X, executor=DaskExecutor(client), database=path)
     assert (again.done, again.total) == (0, 0)
 
