@@ -16,6 +16,7 @@ from typing import Literal
 
 from torch import fx
 
+from fxprune.codegen.cpu.winograd_plan import WinogradSchedule
 from fxprune.codegen.schedules import (
     Candidate,
     depthwise_candidates,
@@ -24,7 +25,8 @@ from fxprune.codegen.schedules import (
     rows_candidates,
 )
 from fxprune.codegen.target import CpuTarget
-from fxprune.codegen.winograd_schedules import winograd_candidates
+from fxprune.codegen.winograd_schedules import weights_us, winograd_candidates
+from fxprune.codegen.workload import Workload
 from fxprune.lowering.choice import NOISE, Case, Choice, family_of
 from fxprune.lowering.copies import copy_costs
 from fxprune.lowering.geometry import is_depthwise
@@ -64,17 +66,18 @@ class _Option:
     Attributes:
         candidate: What runs it.
         time_us: Its own time, microseconds.
-        exchange_us: What it adds to the model's time because other cores wrote its input or read its output.
+        unseen_us: What it adds to the model's time besides: other cores wrote its input or read its output, and weights
+            come from memory.
     """
 
     candidate: Candidate
     time_us: float
-    exchange_us: float = 0.0
+    unseen_us: float = 0.0
 
     @property
     def cost_us(self) -> float:
         """What it adds to the time of the model, microseconds."""
-        return self.time_us + self.exchange_us
+        return self.time_us + self.unseen_us
 
 
 @dataclass(frozen=True)
@@ -231,17 +234,23 @@ def _find_best(trial: Trial, timed: Iterable[tuple[Candidate, float]], target: C
 
 
 def _option(trial: Trial, candidate: Candidate, time_us: float, target: CpuTarget) -> _Option:
-    """Return a candidate with its time and the exchange between cores, which that time does not show.
+    """Return a candidate with its time and what that does not show."""
+    work, schedule = candidate_workload(trial, candidate, target.threads), candidate.schedule
+    unseen = _exchange_us(work) if getattr(schedule, "split", "") == "blocks" else 0.0
+    if isinstance(schedule, WinogradSchedule):
+        unseen += weights_us(work, schedule)
+    return _Option(candidate, time_us, unseen)
+
+
+def _exchange_us(work: Workload) -> float:
+    """Return what the exchange between cores takes where threads share blocks.
 
     Threads that share pixels mostly read what they wrote. Threads that share blocks read the whole input, and what they
     write is spread over the pixels of all threads of the next layer.
     """
-    if getattr(candidate.schedule, "split", "") != "blocks":
-        return _Option(candidate, time_us)
-    work = candidate_workload(trial, candidate, target.threads)
-    foreign = 1 - 1 / target.threads
-    cells = work.x.numel * foreign + work.y.numel * foreign / target.threads
-    return _Option(candidate, time_us, cells * work.x.cell_bytes / _EXCHANGE_RATE)
+    foreign = 1 - 1 / work.threads
+    cells = work.x.numel * foreign + work.y.numel * foreign / work.threads
+    return cells * work.x.cell_bytes / _EXCHANGE_RATE
 
 
 def _options(entry: _Entry, order: Family) -> list[tuple[float, str]]:

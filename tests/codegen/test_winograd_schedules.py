@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, fits, phase_products
 from fxprune.codegen.schedules import executed_share, predict_dense_us
 from fxprune.codegen.target import CpuTarget, parse_target
-from fxprune.codegen.winograd_schedules import winograd_candidates, winograd_space
+from fxprune.codegen.winograd_schedules import weights_us, winograd_candidates, winograd_space
 from fxprune.codegen.workload import ConvShape
 from tests.codegen.suite import Case, Suite, conv, full_pattern
 from tests.codegen.test_rows import WIDE
@@ -39,6 +41,15 @@ def test_fewer_products_are_predicted_to_take_less_time() -> None:
     found = list(winograd_candidates(work, target))
     assert {candidate.schedule.outputs for candidate in found} == {4}, "14 tiles of 6 products, and not 12 of 7"  # type: ignore[union-attr]
     assert all(0.4 < one.predicted_us / predict_dense_us(work, target) < 0.6 for one in found)
+
+
+def test_weights_come_from_memory_once_for_every_thread_that_reads_them() -> None:
+    work = rows_work(SHAPES["resnet_3x3"], TARGETS["avx512"])
+    shape = work.shape
+    schedule = WinogradSchedule(16, 2, 4, 2, 1, "pixels")
+    whole = weights_us(work, schedule)
+    assert whole == pytest.approx(shape.channels_out * shape.channels_in * 3 * 6 * 4 / 17.5e3)
+    assert weights_us(work, replace(schedule, split="blocks")) == pytest.approx(whole / work.threads)
 
 
 def test_threads_share_rows_where_an_image_has_few_lines() -> None:
