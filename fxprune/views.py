@@ -65,7 +65,8 @@ class View:
 
     def with_last(self, size: int) -> View:
         """Return the same view of a tensor whose last axis, which stays the last one whole, has another size."""
-        return View((*self.sizes[:-1], size), self.axes, (*self.shape[:-1], size))
+        axes = self.axes[:-1] if size == 1 else self.axes
+        return View((*self.sizes[:-1], *_without_ones([size])), axes, (*self.shape[:-1], size))
 
     def count_calls(self, shape: Sequence[int]) -> int:
         """Return how many calls make the view of a tensor of this shape."""

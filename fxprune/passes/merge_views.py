@@ -143,12 +143,12 @@ def _find_sink(graph: fx.Graph, layer: Layer) -> _Rewrite | None:
     out, columns = layer.weight_shape
     if view is None or not view.keeps_last(columns) or source.meta["val"].shape[-1] != columns:
         return None
-    return functools.partial(_sink, graph, node, source, view.with_last(out))
+    return functools.partial(_sink, graph, layer, source, view.with_last(out))
 
 
-def _sink(graph: fx.Graph, node: fx.Node, source: fx.Node, view: View) -> None:
-    users = list(node.users)
-    _set_input(node, source, view.sizes[-1])
+def _sink(graph: fx.Graph, layer: Layer, source: fx.Node, view: View) -> None:
+    node, users = layer.node, list(layer.node.users)
+    _set_input(layer, source)
     with graph.inserting_before(node.next):
         moved = view.insert(graph, node)
     for user in users:
@@ -174,7 +174,7 @@ def _find_lift(graph: fx.Graph, layer: Layer) -> _Rewrite | None:
 
 def _lift(graph: fx.Graph, layer: Layer, view: View, end: fx.Node) -> None:
     with graph.inserting_before(layer.node):
-        _set_input(layer.node, view.insert(graph, layer.input), layer.out_channels)
+        _set_input(layer, view.insert(graph, layer.input))
     end.replace_all_uses_with(layer.node)
 
 
@@ -198,8 +198,8 @@ def _merges(source: fx.Node, run: list[fx.Node], view: View) -> bool:
     return merged is not None and merged.count_calls(source.meta["val"].shape) <= len(run)
 
 
-def _set_input(node: fx.Node, x: fx.Node, out: int) -> None:
+def _set_input(layer: Layer, x: fx.Node) -> None:
     """Let a linear layer read another tensor."""
-    node.replace_input_with(find_layer(node).input, x)  # type: ignore[union-attr]
+    layer.node.replace_input_with(layer.input, x)
     value = x.meta["val"]
-    node.meta["val"] = value.new_empty((*value.shape[:-1], out))
+    layer.node.meta["val"] = value.new_empty((*value.shape[:-1], layer.out_channels))

@@ -109,6 +109,20 @@ def test_attention_of_torch(batch: int, golden: Callable[[str, str], None]) -> N
     assert difference(run(gm, x)[0], reference(apply_masks(model, masks), x)) < 1e-9
 
 
+@pytest.mark.parametrize("sizes", [(4, 1), (1, 6), (1, 1)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_layers_of_one_channel(sizes: tuple[int, int], batch: int) -> None:
+    def forward(m: nn.Module, x: torch.Tensor) -> object:
+        tokens = m.get_submodule("a")(x[..., : sizes[0]].clone().transpose(0, 1))
+        return torch.tanh(tokens.reshape(3, batch, sizes[1]).transpose(0, 1).unsqueeze(1))
+
+    model, x = double(Function(forward, a=nn.Linear(*sizes))), image(batch, 3, 4)
+    gm = build(model, x)
+    _, second = run_twice(gm, MergeViews())
+    assert not second.modified
+    assert difference(run(gm, x)[0], reference(model, x)) < 1e-9
+
+
 KEPT: dict[str, Callable[..., object]] = {
     "one view": lambda _, x: torch.tanh(x.transpose(0, 1)),
     "two that are two": lambda _, x: torch.tanh(x.view(2, 3, 2, 2).transpose(1, 2)),
