@@ -27,6 +27,7 @@ from fxprune.codegen.schedules import (
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.winograd_schedules import weights_us, winograd_candidates
 from fxprune.codegen.workload import Workload
+from fxprune.layer import Layer
 from fxprune.lowering.choice import NOISE, Case, Choice, family_of
 from fxprune.lowering.copies import copy_costs
 from fxprune.lowering.geometry import is_depthwise
@@ -52,6 +53,10 @@ where planes have blocks of fewer rows: they wait for their inputs, and may take
 
 _EXCHANGE_RATE = 15e3
 """Bytes a microsecond that a core reads of what another one has written; 12 to 17 GB/s on an Intel Xeon."""
+
+_LEAVE_US = 150.0
+"""What a layer on torch between two kernels costs besides its time, in microseconds: the chain of kernels ends, torch's
+code and weights have left the caches, and input and output are copied. In ResNet-50 at 7x7 on an Intel Xeon 300."""
 
 _LARGEST_FULL = 8_000_000
 """Largest weight, in cells, of a layer without a mask that kernels compete for; packing would double its memory."""
@@ -116,7 +121,17 @@ def select(
         entries |= _prefer_winners(entries, unique, known.winners(model_text(kinds)), target, known)
     found = {node: entries[kinds[node]] for node in cases}
     orders = _find_orders(found, target, known, measure=measure)
-    return {node: _choose(case, found[node], orders[node]) for node, case in cases.items()}
+    families = {node: min(_options(found[node], orders[node]))[1] for node in cases}
+    return {
+        node: _choose(case, found[node], orders[node], leaves=_is_between_kernels(case.layer, families))
+        for node, case in cases.items()
+    }
+
+
+def _is_between_kernels(layer: Layer, families: Mapping[fx.Node, str]) -> bool:
+    """Whether kernels write a layer's input and alone read its output."""
+    users = list(layer.node.users)
+    return bool(users) and all(families.get(near, "dense") != "dense" for near in (layer.input, *users))
 
 
 def _recall(unique: Mapping[str, Trial], target: CpuTarget, known: Known) -> dict[str, _Entry]:
@@ -253,10 +268,17 @@ def _exchange_us(work: Workload) -> float:
     return cells * work.x.cell_bytes / _EXCHANGE_RATE
 
 
-def _options(entry: _Entry, order: Family) -> list[tuple[float, str]]:
-    """Return (time, family) of every way to run a layer in an order of activations; dense torch is channels-last."""
+def _options(entry: _Entry, order: Family, *, leaves: bool = False) -> list[tuple[float, str]]:
+    """Return (time, family) of every way to run a layer in an order of activations; dense torch is channels-last.
+
+    Args:
+        entry: What is known of the layer.
+        order: The order.
+        leaves: Whether kernels run what is around it.
+    """
     margin = MODEL_MARGIN if entry.source == "predicted" else NOISE
-    dense = [(entry.dense_us * (1 - margin), "dense")] if order == "rows" else []
+    extra = _LEAVE_US if leaves else 0.0
+    dense = [(entry.dense_us * (1 - margin) + extra, "dense")] if order == "rows" else []
     return dense + ([(entry.best[order].cost_us, order)] if order in entry.best else [])
 
 
@@ -274,8 +296,8 @@ def _find_orders(
     return choose_orders(graph, times, copy_costs(activations(graph), target, known, measure=measure))
 
 
-def _choose(case: Case, entry: _Entry, order: Family) -> Choice:
-    family = min(_options(entry, order))[1]
+def _choose(case: Case, entry: _Entry, order: Family, *, leaves: bool) -> Choice:
+    family = min(_options(entry, order, leaves=leaves))[1]
     verb, timed = entry.source, entry.source != "predicted"
     times = {name: option.time_us for name, option in entry.best.items()} | {"dense": entry.dense_us}
     listed = ", ".join(f"{name} {time:.0f} us" for name, time in sorted(times.items(), key=lambda item: item[1]))
@@ -283,6 +305,8 @@ def _choose(case: Case, entry: _Entry, order: Family) -> Choice:
     if family == "dense":
         reason = f"{verb} {listed}" if entry.best else _why_no_candidate(case, listed, verb)
         return Choice(None, reason, None if timed else entry.dense_us, dense_us, dense_us)
+    if leaves and min(_options(entry, order))[1] == "dense":
+        listed += f"; torch between kernels counts {_LEAVE_US:.0f} us more"
     option = entry.best[family]
     if entry.winner is not None and family_of(entry.winner.candidate.schedule) == family:
         option = entry.winner
