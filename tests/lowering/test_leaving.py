@@ -16,7 +16,6 @@ from fxprune.codegen.schedules import Candidate
 from fxprune.lowering import measure, select
 from tests.compiling import draw_masks, force_kernels, kernels, row_groups
 
-
 FAST, SLOW = (1e-4, 1.0), (2e-4, 1e-4)
 """A kernel that is better than torch, and one that takes 100 us more."""
 
