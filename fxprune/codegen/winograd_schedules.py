@@ -96,12 +96,11 @@ def _predict(work: Workload, schedule: WinogradSchedule, target: CpuTarget) -> C
     rows = count_blocks(shape, schedule.height) * schedule.height
     products = sum(phase_products(shape, outputs)) * count_tiles(shape, outputs)
     flops = 2 * rows * (shape.columns // shape.kernel[2]) * products
-    predicted = flops / (peak_gflops(target) * _EFFICIENCY) / 1e3 + weights_us(work, schedule) + LAUNCH_US
-    return Candidate(schedule, predicted)
+    return Candidate(schedule, flops / (peak_gflops(target) * _EFFICIENCY) / 1e3 + LAUNCH_US)
 
 
 def weights_us(work: Workload, schedule: WinogradSchedule) -> float:
-    """Return what a kernel waits for its weights inside a model, in microseconds: they are larger than the layer's.
+    """Return what a kernel waits for its weights inside a model, in microseconds; alone it finds them in the cache.
 
     Args:
         work: The layer.

@@ -176,6 +176,7 @@ def usual_candidates(trial: Trial, target: CpuTarget) -> dict[str, list[Candidat
     rows = _without_hopeless(
         list(rows_candidates(flat, case.pattern, target, channels_in_order=not trial.private)),
         list(winograd_candidates(flat, target)),
+        flat,
         is_full=case.pattern.density == 1,
     )
     work = trial_workload(trial, "pixels", target.threads)
@@ -200,12 +201,16 @@ def _close_to(best: Candidate) -> float:
     return best.predicted_us * (_CLOSE_TO_PLANES if best.schedule.height >= _SHORT else _CLOSE_TO_SHORT)
 
 
-def _without_hopeless(rows: list[Candidate], fast: list[Candidate], *, is_full: bool) -> list[Candidate]:
+def _without_hopeless(
+    rows: list[Candidate], fast: list[Candidate], work: Workload, *, is_full: bool
+) -> list[Candidate]:
     """Return the row-lane and Winograd candidates without those that are predicted far behind the other kind.
 
     The model does not know what it takes to store rows one by one, so row-lane kernels stay unless all cells are there.
     """
-    least_rows, least_fast = (min((one.predicted_us for one in kind), default=math.inf) for kind in (rows, fast))
+    least_rows, least_fast = (
+        min((one.predicted_us + _unseen_us(work, one) for one in kind), default=math.inf) for kind in (rows, fast)
+    )
     kept = [one for one in rows if not is_full or one.predicted_us <= _HOPELESS * least_fast]
     return kept + [one for one in fast if one.predicted_us <= _HOPELESS * least_rows]
 
@@ -250,11 +255,14 @@ def _find_best(trial: Trial, timed: Iterable[tuple[Candidate, float]], target: C
 
 def _option(trial: Trial, candidate: Candidate, time_us: float, target: CpuTarget) -> _Option:
     """Return a candidate with its time and what that does not show."""
-    work, schedule = candidate_workload(trial, candidate, target.threads), candidate.schedule
-    unseen = _exchange_us(work) if getattr(schedule, "split", "") == "blocks" else 0.0
-    if isinstance(schedule, WinogradSchedule):
-        unseen += weights_us(work, schedule)
-    return _Option(candidate, time_us, unseen)
+    return _Option(candidate, time_us, _unseen_us(candidate_workload(trial, candidate, target.threads), candidate))
+
+
+def _unseen_us(work: Workload, candidate: Candidate) -> float:
+    """Return what a kernel adds to the time of a model besides what it takes alone, microseconds."""
+    schedule = candidate.schedule
+    exchange = _exchange_us(work) if getattr(schedule, "split", "") == "blocks" else 0.0
+    return exchange + (weights_us(work, schedule) if isinstance(schedule, WinogradSchedule) else 0.0)
 
 
 def _exchange_us(work: Workload) -> float:
