@@ -25,7 +25,7 @@ def test_threads_that_share_blocks_are_charged_for_the_exchange(
 ) -> None:
     """Blocks are 2 us faster; at 1 GB/s the cores exchange 16 channels of 196 pixels for 9 us, at 1 TB/s for none."""
 
-    def timed(calls: Sequence[object], *_: object) -> list[float]:
+    def timed(calls: Sequence[object], *_: object, **__: object) -> list[float]:
         return [*(1e-4, 0.98e-4)[: len(calls) - 1], 1.0]
 
     force_kernels(monkeypatch, "rows")
@@ -34,6 +34,7 @@ def test_threads_that_share_blocks_are_charged_for_the_exchange(
         lambda *_, **__: [Candidate(SHARING_PIXELS, 1.0), Candidate(SHARING_BLOCKS, 1.0)],
     )
     monkeypatch.setattr(measure, "time_calls", timed)
+    monkeypatch.setattr("fxprune.lowering.whole.time_calls", timed)
     monkeypatch.setattr(measure, "_PASSES", 1)
     monkeypatch.setattr(select, "_EXCHANGE_RATE", rate)
     model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)).eval()
@@ -48,7 +49,7 @@ def test_winograd_kernels_are_charged_for_their_weights(
 ) -> None:
     """Winograd is 2 us faster; 16 x 16 channels with 3 x 6 products are 18 kB, 18 us at 1 GB/s and none at 1 TB/s."""
 
-    def timed(calls: Sequence[object], *_: object) -> list[float]:
+    def timed(calls: Sequence[object], *_: object, **__: object) -> list[float]:
         return [*(1e-4, 0.98e-4)[: len(calls) - 1], 1.0]
 
     force_kernels(monkeypatch, "rows")
@@ -56,6 +57,7 @@ def test_winograd_kernels_are_charged_for_their_weights(
     winograd = Candidate(WinogradSchedule(4, 2, 4, 1, 2, "pixels"), 1.0)
     monkeypatch.setattr("fxprune.lowering.select.winograd_candidates", lambda *_: [winograd])
     monkeypatch.setattr(measure, "time_calls", timed)
+    monkeypatch.setattr("fxprune.lowering.whole.time_calls", timed)
     monkeypatch.setattr(measure, "_PASSES", 1)
     monkeypatch.setattr("fxprune.codegen.winograd_schedules._MEMORY_RATE", rate)
     model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)).eval()
