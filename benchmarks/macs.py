@@ -48,9 +48,7 @@ def count_macs(model: nn.Module, masks: Mapping[str, torch.Tensor], x: torch.Ten
             tokens, width = y[0].shape[1 if layer.batch_first else 0], layer.embed_dim
             positions = y[0].numel() // width
             add(f"{name}.in_proj_weight", layer.in_proj_weight, positions)
-            add(
-                f"{name}.out_proj.weight", layer.out_proj.weight, positions
-            )  # which runs as a function, not as a module
+            add(f"{name}.out_proj.weight", layer.out_proj.weight, positions)  # no hook sees it: no module is called
             totals["dense"] += 2 * positions * tokens * width
             totals["kept"] += 2 * positions * tokens * width
         else:

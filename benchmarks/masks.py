@@ -84,19 +84,19 @@ def find_masked_weights(model: nn.Module) -> dict[str, MaskedWeight]:
     The stem, which is the first convolution, and the last linear layer, or the last convolution of a model without
     any, stay dense. All of a model without convolutions is masked: it is a part of a larger one.
     """
-    found: dict[str, MaskedWeight] = {}
-    convolutions, linears = [], []
-    for name, module in model.named_modules():
-        if isinstance(module, _CONVOLUTIONS):
-            found[f"{name}.weight"] = MaskedWeight(module.weight, module.groups)
-            convolutions.append(f"{name}.weight")
-        elif isinstance(module, nn.Linear):
-            found[f"{name}.weight"] = MaskedWeight(module.weight)
-            linears.append(f"{name}.weight")
-        elif isinstance(module, nn.MultiheadAttention):
-            found[f"{name}.in_proj_weight"] = MaskedWeight(module.in_proj_weight)
+    kinds = (*_CONVOLUTIONS, nn.Linear, nn.MultiheadAttention)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    convolutions = [name for name, module in layers.items() if isinstance(module, _CONVOLUTIONS)]
+    linears = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
     dense = {convolutions[0], (linears or convolutions)[-1]} if convolutions else set()
-    return {name: weight for name, weight in found.items() if name not in dense}
+    found: dict[str, MaskedWeight] = {}
+    for name, module in layers.items():
+        if name in dense:
+            continue
+        weight = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        groups = module.groups if isinstance(module, _CONVOLUTIONS) else 1
+        found[f"{name}.{weight}"] = MaskedWeight(module.get_parameter(weight), groups)
+    return found
 
 
 def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> nn.Module:

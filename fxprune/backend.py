@@ -23,12 +23,12 @@ from fxprune.frozen.artifact import LIBRARIES
 from fxprune.graph import Captured
 from fxprune.layer_reports import report_layers
 from fxprune.lowering.cases import find_cases
-from fxprune.lowering.choice import Case, Choice, gains
+from fxprune.lowering.choice import Choice, gains
 from fxprune.lowering.known import Known
 from fxprune.lowering.program import Build, Program, lower
 from fxprune.lowering.select import select
 from fxprune.lowering.whole import WholeTimes, time_whole
-from fxprune.microbatch import MicroBatches, split_batch
+from fxprune.microbatch import split_batch
 from fxprune.model_report import report_model
 from fxprune.passes import PassRecord
 from fxprune.records.database import Database
@@ -117,22 +117,14 @@ def search(
         progress: Is told of every step.
     """
     parts = split_batch(gm)
-    return _search(parts, find_cases(parts.graph_module)[0], inputs, target, tuning, executor, progress)
+    contest = Contest(parts.graph_module, find_cases(parts.graph_module)[0], inputs, parts.images)
+    return _search(contest, target, tuning, executor, progress)
 
 
-def _search(
-    parts: MicroBatches,
-    cases: Mapping[fx.Node, Case],
-    inputs: Sequence[object],
-    target: CpuTarget,
-    tuning: Tuning,
-    executor: Executor | None,
-    progress: Show,
-) -> Standing:
+def _search(contest: Contest, target: CpuTarget, tuning: Tuning, executor: Executor | None, progress: Show) -> Standing:
     start, seconds = time.monotonic(), tuning.effort.seconds
-    alone = Search(cases, target, tuning.known, executor, progress)
+    alone = Search(contest.cases, target, tuning.known, executor, progress)
     standing = alone.run(None if seconds is None else seconds * _SHARE_ALONE)
-    contest = Contest(parts.graph_module, cases, inputs, parts.images)
     hold_contest(contest, target, tuning.known, None if seconds is None else start + seconds)
     return standing
 
@@ -221,7 +213,7 @@ def decide(
     known = None if tuning is None else tuning.known
     if tuning is not None and tuning.effort.level == "max":
         with TerminalProgress() as progress:
-            _search(parts, cases, inputs, target, tuning, None, progress)
+            _search(Contest(parts.graph_module, cases, inputs, parts.images), target, tuning, None, progress)
     choices = select(cases, target, measure=measure, known=known)
     cases = cover_all(cases, choices)
     program = lower(parts.graph_module, cases, choices, target, images=parts.images)

@@ -138,17 +138,20 @@ def find_run(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
     return node, run[::-1]
 
 
-def read_run(source: fx.Node, run: Sequence[fx.Node]) -> View | None:
+def read_run(source: fx.Node, run: Sequence[fx.Node], then: View | None = None) -> View | None:
     """Return a run of views as one view of its source, or None if it is no permutation of axes.
 
     Args:
         source: What is viewed.
         run: The views in order; may be empty.
+        then: A view of the run's result that is taken as well.
     """
     shape = tuple(source.meta["val"].shape)
     if not 0 < prod(shape) <= _LARGEST:
         return None
-    return _read(shape, tuple(_call_of(node) for node in run))
+    result = tuple((run[-1] if run else source).meta["val"].shape)
+    last = [] if then is None else [(target, (tuple(sizes),), ()) for target, sizes in then._calls(result)]
+    return _read(shape, (*map(_call_of, run), *last))
 
 
 def _call_of(node: fx.Node) -> _Call:

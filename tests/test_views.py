@@ -10,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import Argument
 
 from fxprune.graph import propagate_shapes
@@ -181,10 +180,14 @@ def test_a_tensor_too_large_to_read_is_left_alone(monkeypatch: pytest.MonkeyPatc
     assert read_run(source, run) is None
 
 
-def test_fakes_are_not_needed_to_read() -> None:
-    with FakeTensorMode():
-        fake = torch.empty(2, 3)
-    graph = fx.Graph()
-    node = graph.placeholder("x")
-    node.meta["val"] = fake
-    assert read_run(node, []) is not None
+def test_an_empty_run_takes_no_call() -> None:
+    source = trace((2, 3), [])
+    assert (view := read_run(source, [])) is not None
+    assert (view.shape, view.count_calls((2, 3))) == ((2, 3), 0)
+
+
+def test_a_run_and_one_more_view_are_read_as_one() -> None:
+    source, run = find_run(trace((2, 3, 4), [(_aten.transpose.int, (0, 1))]))
+    back = read_run(*find_run(trace((3, 2, 4), [(_aten.transpose.int, (0, 1))])))
+    assert (view := read_run(source, run, back)) is not None
+    assert (view.shape, view.count_calls((2, 3, 4))) == ((2, 3, 4), 0)

@@ -20,7 +20,7 @@ from fxprune.codegen.cpu.winograd_plan import (
 from fxprune.codegen.minimal_filtering import MOST_PRODUCTS
 from fxprune.codegen.schedules import LAUNCH_US, Candidate, peak_gflops
 from fxprune.codegen.target import CpuTarget
-from fxprune.codegen.workload import CELL_BYTES, Workload
+from fxprune.codegen.workload import CELL_BYTES, ConvShape, Workload
 
 _EFFICIENCY = 0.85
 """Share of the peak at which the products are summed: the transforms take the rest."""
@@ -92,10 +92,7 @@ def _busiest_lines(work: Workload, lines: int) -> tuple[int, int]:
 
 
 def _predict(work: Workload, schedule: WinogradSchedule, target: CpuTarget) -> Candidate:
-    shape, outputs = work.shape, schedule.outputs
-    rows = count_blocks(shape, schedule.height) * schedule.height
-    products = sum(phase_products(shape, outputs)) * count_tiles(shape, outputs)
-    flops = 2 * rows * (shape.columns // shape.kernel[2]) * products
+    flops = 2 * _count_weights(work.shape, schedule) * count_tiles(work.shape, schedule.outputs)
     return Candidate(schedule, flops / (peak_gflops(target) * _EFFICIENCY) / 1e3 + LAUNCH_US)
 
 
@@ -106,7 +103,11 @@ def weights_us(work: Workload, schedule: WinogradSchedule) -> float:
         work: The layer.
         schedule: Options of the kernel; threads that share pixels read all weights, each of them.
     """
-    shape = work.shape
+    size = _count_weights(work.shape, schedule) * CELL_BYTES["float32"]
+    return size / _MEMORY_RATE / (work.threads if schedule.split == "blocks" else 1)
+
+
+def _count_weights(shape: ConvShape, schedule: WinogradSchedule) -> int:
+    """Count the transformed weights; each is multiplied once for every tile."""
     rows = count_blocks(shape, schedule.height) * schedule.height
-    cells = rows * (shape.columns // shape.kernel[2]) * sum(phase_products(shape, schedule.outputs))
-    return cells * CELL_BYTES["float32"] / _MEMORY_RATE / (work.threads if schedule.split == "blocks" else 1)
+    return rows * (shape.columns // shape.kernel[2]) * sum(phase_products(shape, schedule.outputs))

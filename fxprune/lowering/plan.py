@@ -77,8 +77,8 @@ Order = Literal["nhwc", "nchw"]
 Kind = tuple[str, int]
 """Kind and spatial axes of a layer; one of another kind sees its input in another shape."""
 
-_POOL_KIND: Kind = ("conv", 2)
-_TOKENS: Kind = ("linear", 0)
+POOL_KIND: Kind = ("conv", 2)
+TOKENS: Kind = ("linear", 0)
 
 
 def _kind(layer: Layer) -> Kind:
@@ -140,7 +140,7 @@ def plan_layouts(
     placements: dict[fx.Node, Placement] = {}
     outputs: dict[Source, Layout] = {node: _pool_layout(pool, layers, shapes, families) for node, pool in pools.items()}
     kinds = {node: _kind(layer) for node, layer in layers.items() if families[node] != "dense"}
-    kinds |= dict.fromkeys(pools, _POOL_KIND) | dict.fromkeys(norms, _TOKENS)
+    kinds |= dict.fromkeys(pools, POOL_KIND) | dict.fromkeys(norms, TOKENS)
     for node, norm in norms.items():
         outputs[node] = norm.layout(spread=any(families.get(user) == "rows" for user in node.users))
     for node, layer in layers.items():
@@ -217,7 +217,7 @@ def _pool_layout(
         return Layout("nchw", pool.batch, pool.channels, pool.spatial_out)
     read = any(families.get(user) == "rows" for user in pool.node.users)
     channels = spread_channels(pool.channels) if read else pool.channels
-    halo = wanted_halo(pool.node, _POOL_KIND, layers, shapes, families)
+    halo = wanted_halo(pool.node, POOL_KIND, layers, shapes, families)
     return Layout("nhwc", pool.batch, channels, pool.spatial_out, halo)
 
 

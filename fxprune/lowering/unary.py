@@ -1,4 +1,4 @@
-"""What kernels run besides layers, pools and layer normalisations: written, and bound to its buffers."""
+"""What kernels run besides layers: pools and layer normalisations, written and bound to their buffers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from fxprune.codegen.cpu.layer_norm import NormWorkload, build_norm_kernel
 from fxprune.codegen.cpu.pool import build_pool_kernel
 from fxprune.codegen.cpu.pool_planes import build_plane_pool_kernel
 from fxprune.codegen.kernel import BoundUnary
-from fxprune.codegen.memory import Pool
+from fxprune.codegen.memory import Pool, rounded
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Layout
 from fxprune.lowering.choice import constant
 from fxprune.lowering.geometry import buffer_view
 from fxprune.lowering.modules import Port, UnaryModule
 from fxprune.lowering.norm import Normalisation
+from fxprune.lowering.plan import POOL_KIND, TOKENS, Kind
 from fxprune.lowering.pool import Pooling, pool_workload
 from fxprune.lowering.turn import Source
 
@@ -44,7 +45,7 @@ class LoweredUnary:
     x: Layout
     y: Layout
     source: fx.Node | None
-    kind: tuple[str, int]
+    kind: Kind
     function: str
     constants: tuple[torch.Tensor, ...] = ()
 
@@ -71,7 +72,7 @@ def make_pools(
         text = (build_pool_kernel if pool.order == "nhwc" else build_plane_pool_kernel)(any_name, work)
         name = scripts.setdefault(text, f"pool_{len(scripts)}")
         source = pool.input if pool.input in outputs else None
-        made[node] = LoweredUnary(node, node, work.x, work.y, source, ("conv", 2), name)
+        made[node] = LoweredUnary(node, node, work.x, work.y, source, POOL_KIND, name)
     return made
 
 
@@ -94,16 +95,16 @@ def make_norms(
         target: The CPU.
     """
     made: dict[fx.Node, LoweredUnary] = {}
+    pool = Pool(sum(2 * rounded(norm.channels) for norm in norms.values()))
     for node, norm in norms.items():
         source = norm.input if norm.input in linear else None
         x = norm.layout() if source is None else linear[source]
         work = NormWorkload(norm.channels, x, linear[node], norm.eps, target.lanes, target.threads)
         name = scripts.setdefault(build_norm_kernel(any_name, work), f"norm_{len(scripts)}")
-        pool = Pool(2 * work.y.channels)
         weight, bias = constant(gm, norm.weight), constant(gm, norm.bias)
         gamma = pool.copy(torch.ones(norm.channels) if weight is None else weight.contiguous())
         beta = pool.copy(torch.zeros(norm.channels) if bias is None else bias.contiguous())
-        made[node] = LoweredUnary(node, node, x, work.y, source, ("linear", 0), name, (gamma, beta))
+        made[node] = LoweredUnary(node, node, x, work.y, source, TOKENS, name, (gamma, beta))
     return made
 
 

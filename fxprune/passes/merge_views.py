@@ -189,12 +189,7 @@ def _follow(node: fx.Node) -> list[fx.Node]:
 
 def _merges(source: fx.Node, run: list[fx.Node], view: View) -> bool:
     """Whether a run of views and one more are no more calls than the run alone."""
-    graph = fx.Graph()
-    nodes: dict[fx.Node, fx.Node] = {source: graph.placeholder("x")}
-    nodes[source].meta["val"] = source.meta["val"]
-    for node in run:
-        nodes[node] = graph.node_copy(node, nodes.__getitem__)
-    merged = read_run(*find_run(view.insert(graph, nodes[run[-1]])))
+    merged = read_run(source, run, view)
     return merged is not None and merged.count_calls(source.meta["val"].shape) <= len(run)
 
 
