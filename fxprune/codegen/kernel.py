@@ -13,12 +13,13 @@ import tvm_ffi
 from numpy.typing import NDArray
 
 from fxprune.annotation import IndexArray, RowGroupPattern
-from fxprune.codegen.cpu import pixel_tiles, pixels, rows
+from fxprune.codegen.cpu import pixel_tiles, pixels, row_walk, rows
 from fxprune.codegen.cpu.ahead import PAIR, ahead_cells
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, build_depthwise_kernel, pack_depthwise
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.planes import plane_offsets
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_tile import RowsProblem
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.cpu.winograd import build_winograd_kernel
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, pack_winograd, read_positions, scratch_cells
 from fxprune.codegen.format import Float32Array, PackedWeight, pack
@@ -53,7 +54,7 @@ class LayerKernel:
     scratch_cells: int
     channel_map: IndexArray | None
     cut: IndexArray | None
-    _rows_problem: rows.RowsProblem | None
+    _rows_problem: RowsProblem | None
 
     @property
     def pool_cells(self) -> int:
@@ -70,7 +71,7 @@ class LayerKernel:
         """Output positions that the kernel computes, wasted ones included."""
         schedule = self._packed_schedule
         if isinstance(schedule, RowsSchedule):
-            return rows.computed_pixels(self.work, schedule.tile)
+            return row_walk.computed_pixels(self.work, schedule)
         return pixel_tiles.computed_pixels(self.work, schedule)
 
     def thread_blocks(self, thread: int) -> tuple[int, int]:
@@ -101,7 +102,7 @@ class LayerKernel:
     def _tiles(self) -> int:
         schedule = self._packed_schedule
         if isinstance(schedule, RowsSchedule):
-            return rows.tiles_of(self.work, schedule.tile)
+            return row_walk.tiles_of(self.work, schedule)
         return pixel_tiles.tiles_of(self.work, schedule)
 
     @property
@@ -179,15 +180,16 @@ def make_kernel(
         cut = _cuts(packed, pixel_tiles.tile_widths(work, schedule), work.threads, schedule.split)
         lists = (*head, packed.rows, packed.count, lane_bias, cut, ahead)
         return LayerKernel(work, schedule, packed, lists, cells, None, cut, None)
-    tiles = rows.tiles_of(work, schedule.tile)
-    cut = _cuts(packed, np.ones(tiles, np.int32), work.threads, "blocks")
+    widths = row_walk.tile_widths(work, schedule)
+    tiles = widths.size
+    cut = _cuts(packed, widths, work.threads, "blocks")
     if group_order:
         first, positions = np.arange(packed.blocks, dtype=np.int32) * schedule.height, group_channel_map(packed)
     else:
         first, positions = first_channels(packed, work, schedule, tiles, cut), None
     ragged = work.in_place and bool((packed.count[first >= 0] < schedule.height).any())
     columns = int(packed.length.mean())
-    problem = rows.RowsProblem(packed.blocks, columns, bool((first >= 0).any()), bool((first < 0).any()), ragged)
+    problem = RowsProblem(packed.blocks, columns, bool((first >= 0).any()), bool((first < 0).any()), ragged)
     arrays = (*head, packed.rows, packed.count, first, lane_bias, cut, ahead)
     return LayerKernel(work, schedule, packed, arrays, 0, positions, cut, problem)
 

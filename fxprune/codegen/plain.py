@@ -8,7 +8,7 @@ from typing import Any
 
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule
 from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.target import CpuTarget

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from fxprune.annotation import IndexArray
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.format import PackedWeight
 from fxprune.codegen.workload import Workload
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fxprune.annotation import RowGroupPattern
-from fxprune.codegen.cpu import pixel_tiles, rows
+from fxprune.codegen.cpu import pixel_tiles, row_walk
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, is_depthwise
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule, phase_products
 from fxprune.codegen.format import full_pattern, in_order, is_scattered, packed_lanes, padded_stored
 from fxprune.codegen.target import EFFICIENCY, CpuTarget
@@ -42,6 +42,10 @@ input for every multiply-add."""
 
 _LATENCY = 12
 """Accumulators that keep the multiply-adders busy: latency 4 times two a cycle, and some slack."""
+
+_WEIGHTS_PIXELS = 4
+"""What a tile's weights cost on their way from the L2 cache, in pixels: 3x3 layers of 512 channels take 6 % longer in
+tiles of 1x7 than of 2x7, a seventh of which is computed twice."""
 
 _WEIGHT_CELLS = 2**16
 """float32 cells, 256 kB, of packed weights that are worth keeping for several tiles."""
@@ -128,9 +132,9 @@ def _row_heights(
         shapes.append((target.lanes // 2, 1))
     found = []
     for lanes, vectors in shapes:
-        cells, tile = padded_stored(pattern, lanes * vectors), _row_tiles(work, vectors, target)[0]
+        cells, best = padded_stored(pattern, lanes * vectors), _row_tiles(work, (lanes, vectors), target)[0]
         efficiency = _efficiency(lanes * vectors) * narrow_share(lanes, target)
-        found.append((cells / efficiency * waiting(tile[0] * tile[1] * vectors), (lanes, vectors), cells))
+        found.append((cells / efficiency * waiting(best.pixels * vectors), (lanes, vectors), cells))
     return sorted(found, key=lambda one: (one[0], -one[1][0] * one[1][1]))
 
 
@@ -139,16 +143,30 @@ def narrow_share(lanes: int, target: CpuTarget) -> float:
     return _NARROW_SHARE if lanes < target.lanes else 1.0
 
 
-def _row_tiles(work: Workload, vectors: int, target: CpuTarget) -> list[tuple[int, int]]:
-    """Return pixel tiles that fit the registers, least wasted pixels first, then the largest."""
-    most = max(1, (target.registers - vectors) // vectors)
-    tiles = [(ph, pw) for ph in (1, 2, 4) for pw in range(1, most // ph + 1) if rows.fits(work, (ph, pw))]
-    enough = [tile for tile in tiles if tile[0] * tile[1] * vectors >= min(most * vectors, _LATENCY)] or tiles
+def _row_tiles(work: Workload, block: tuple[int, int], target: CpuTarget) -> list[RowsSchedule]:
+    """Return the tiles of one block shape, (lanes, vectors), that fit the registers, the cheapest first.
 
-    def waste(tile: tuple[int, int]) -> tuple[int, int, int]:
-        return rows.computed_pixels(work, tile), tile[0], -tile[1]
+    Every tile reads its weights, so a pixel is cheaper in a larger one; of equals, those of one line go first.
+    """
+    (lanes, vectors), most = block, tile_pixels(block[1], target)
+    tiles = [
+        RowsSchedule(lanes, vectors, (ph, pw), "pixels", even=even)
+        for ph, even in ((1, False), (2, False), (4, False), (1, True))
+        for pw in range(1, most // ph + 1)
+    ]
+    fitting = [tile for tile in tiles if row_walk.fits(work, tile)]
+    enough = [tile for tile in fitting if tile.pixels * vectors >= min(most * vectors, _LATENCY)] or fitting
 
-    return sorted(enough, key=waste)
+    def cost(tile: RowsSchedule) -> tuple[float, int, int]:
+        computed, count = row_walk.computed_pixels(work, tile), row_walk.tiles_of(work, tile)
+        return computed + count * _WEIGHTS_PIXELS, len(row_walk.find_forms(work, tile)), tile.tile[0]
+
+    return sorted(enough, key=cost)
+
+
+def tile_pixels(vectors: int, target: CpuTarget) -> int:
+    """Return the most pixels of a tile whose accumulators fit the registers."""
+    return max(1, (target.registers - vectors) // vectors)
 
 
 def refit(schedule: Schedule, work: Workload, target: CpuTarget) -> Schedule:
@@ -159,9 +177,10 @@ def refit(schedule: Schedule, work: Workload, target: CpuTarget) -> Schedule:
         work: The layer as it will run.
         target: The CPU.
     """
-    if not isinstance(schedule, RowsSchedule) or rows.fits(work, schedule.tile):
+    if not isinstance(schedule, RowsSchedule) or row_walk.fits(work, schedule):
         return schedule
-    return replace(schedule, tile=_row_tiles(work, schedule.vectors, target)[0])
+    best = _row_tiles(work, (schedule.lanes, schedule.vectors), target)[0]
+    return replace(schedule, tile=best.tile, even=best.even, prefetch=schedule.prefetch and not best.even)
 
 
 def may_overwrite(schedule: Schedule, work: Workload) -> bool:
@@ -174,7 +193,7 @@ def may_overwrite(schedule: Schedule, work: Workload) -> bool:
     if work.residual != work.y:
         return False
     if isinstance(schedule, RowsSchedule):
-        return rows.computed_pixels(work, schedule.tile) == work.shape.pixels
+        return row_walk.computed_pixels(work, schedule) == work.shape.pixels
     return isinstance(schedule, PixelsSchedule) and pixel_tiles.computes_once(work, schedule)
 
 
@@ -267,22 +286,22 @@ def _neighbours(
 def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: CpuTarget) -> Iterator[Candidate]:
     """Yield the schedules for one block shape, (lanes, vectors), that stores so many cells."""
     lanes, vectors = shape
-    tiles = _row_tiles(work, vectors, target)
-    predicted = predict_us(cells, rows.computed_pixels(work, tiles[0]), lanes * vectors, target)
+    tiles = _row_tiles(work, shape, target)
+    best, count = tiles[0], row_walk.tiles_of(work, tiles[0])
+    predicted = predict_us(cells, row_walk.computed_pixels(work, best), lanes * vectors, target)
     predicted /= narrow_share(lanes, target)
-    count = rows.tiles_of(work, tiles[0])
-    if count >= work.threads:
-        yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels"), predicted)
-    narrow = next((tile for tile in tiles if tile[0] * tile[1] <= _NARROW_PIXELS), tiles[0])
-    if lanes < target.lanes and narrow != tiles[0] and rows.tiles_of(work, narrow) >= work.threads:
-        yield Candidate(RowsSchedule(lanes, vectors, narrow, "pixels"), predicted)
+    shared = [best] if count >= work.threads else []
+    narrow = next((tile for tile in tiles if tile.pixels <= _NARROW_PIXELS), best)
+    if lanes < target.lanes and narrow != best and row_walk.tiles_of(work, narrow) >= work.threads:
+        shared.append(narrow)
     if count >= work.threads and max(work.x.numel, work.y.numel) > _CACHE_CELLS:
-        small = next((tile for tile in tiles if tile[0] * tile[1] <= _PREFETCH_PIXELS), tiles[0])
-        yield Candidate(RowsSchedule(lanes, vectors, small, "pixels", prefetch=True), predicted)
+        small = next((tile for tile in tiles if tile.pixels <= _PREFETCH_PIXELS and not tile.even), None)
+        shared += [replace(small, prefetch=True)] if small else []
     if count >= 8 * work.threads and cells > _WEIGHT_CELLS:
-        yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "pixels", chunk=4), predicted)
+        shared.append(replace(best, chunk=4))
     if work.threads > 1 and count < 64 * work.threads:
-        yield Candidate(RowsSchedule(lanes, vectors, tiles[0], "blocks"), predicted)
+        shared.append(replace(best, split="blocks"))
+    yield from (Candidate(schedule, predicted) for schedule in shared)
 
 
 def pixel_lanes(work: Workload, target: CpuTarget) -> int:

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fxprune.annotation import RowGroupPattern
-from fxprune.codegen.cpu import pixel_tiles, rows
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu import pixel_tiles, row_walk
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.format import in_order, is_scattered, padded_stored
 from fxprune.codegen.schedules import (
     Candidate,
@@ -25,6 +25,7 @@ from fxprune.codegen.schedules import (
     pixel_lanes,
     pixel_schedules,
     predict_us,
+    tile_pixels,
     waiting,
 )
 from fxprune.codegen.target import CpuTarget
@@ -60,29 +61,35 @@ def rows_space(
     for (lanes, vectors), in_place in itertools.product(dict.fromkeys(shapes), ordered):
         height = lanes * vectors
         stored = in_order(pattern, height, work.shape.groups) if in_place else pattern
-        for tile in _row_tiles(work, vectors, target):
+        for tile in _row_tiles(work, lanes, vectors, target):
             cells = padded_stored(stored, height)
-            predicted = predict_us(cells, rows.computed_pixels(work, tile), height, target)
-            predicted *= waiting(tile[0] * tile[1] * vectors) / narrow_share(lanes, target)
-            for schedule in _row_orders(work, lanes, vectors, tile):
+            predicted = predict_us(cells, row_walk.computed_pixels(work, tile), height, target)
+            predicted *= waiting(tile.pixels * vectors) / narrow_share(lanes, target)
+            for schedule in _row_orders(work, tile):
                 yield Candidate(replace(schedule, ordered=in_place), predicted)
 
 
-def _row_tiles(work: Workload, vectors: int, target: CpuTarget) -> list[tuple[int, int]]:
+def _row_tiles(work: Workload, lanes: int, vectors: int, target: CpuTarget) -> list[RowsSchedule]:
     """Return the pixel tiles that fit the registers; small ones only where no larger one fits the image."""
-    most = max(1, (target.registers - vectors) // vectors)
-    tiles = [(ph, pw) for ph in _TILE_LINES for pw in range(1, most // ph + 1) if rows.fits(work, (ph, pw))]
-    return [tile for tile in tiles if tile[0] * tile[1] * vectors >= _FEW_ACCUMULATORS] or tiles
+    most = tile_pixels(vectors, target)
+    tiles = [
+        RowsSchedule(lanes, vectors, (ph, pw), "pixels", even=even)
+        for ph, even in (*((lines, False) for lines in _TILE_LINES), (1, True))
+        for pw in range(1, most // ph + 1)
+    ]
+    fitting = [tile for tile in tiles if row_walk.fits(work, tile)]
+    return [tile for tile in fitting if tile.pixels * vectors >= _FEW_ACCUMULATORS] or fitting
 
 
-def _row_orders(work: Workload, lanes: int, vectors: int, tile: tuple[int, int]) -> Iterator[RowsSchedule]:
+def _row_orders(work: Workload, tile: RowsSchedule) -> Iterator[RowsSchedule]:
     """Yield what threads may share and in which order tiles and blocks run."""
-    if rows.tiles_of(work, tile) >= work.threads:
+    if row_walk.tiles_of(work, tile) >= work.threads:
         for chunk in _CHUNKS:
-            yield RowsSchedule(lanes, vectors, tile, "pixels", chunk)
-        yield RowsSchedule(lanes, vectors, tile, "pixels", prefetch=True)
+            yield replace(tile, chunk=chunk)
+        if not tile.even:
+            yield replace(tile, prefetch=True)
     if work.threads > 1:
-        yield RowsSchedule(lanes, vectors, tile, "blocks")
+        yield replace(tile, split="blocks")
 
 
 def pixels_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:

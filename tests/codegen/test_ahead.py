@@ -12,7 +12,7 @@ from fxprune.codegen.ahead import look_ahead
 from fxprune.codegen.build import Library
 from fxprune.codegen.cpu.ahead import END, FIELDS, FIRST, PAIR, RATE, UNITS
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.kernel import BoundKernel
 from fxprune.codegen.memory import Pool
 from fxprune.codegen.target import parse_target

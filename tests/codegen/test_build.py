@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fxprune.codegen.build import Library, _build_objects, _share
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.kernel import BoundKernel
 from fxprune.codegen.target import parse_target
 from fxprune.errors import CodegenError

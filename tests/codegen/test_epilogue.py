@@ -9,7 +9,7 @@ import torch
 
 from fxprune.codegen.cpu.epilogue import activation_statements
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.schedules import Schedule
 from fxprune.errors import CodegenError
 from fxprune.operators import ACTIVATIONS

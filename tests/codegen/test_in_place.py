@@ -8,7 +8,7 @@ import pytest
 
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.schedules import Schedule, may_overwrite
 from fxprune.codegen.workload import ConvShape
 from tests.codegen.suite import Case, Suite, conv, draw_pattern

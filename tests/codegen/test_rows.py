@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 import torch
 
-from fxprune.codegen.cpu import rows
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu import row_walk, rows
+from fxprune.codegen.cpu.row_tile import RowsProblem
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from tests.codegen.suite import (
     SPLITS,
     Case,
@@ -29,10 +30,12 @@ NARROW = RowsSchedule(16, 1, (1, 2), "pixels")
 HALF = RowsSchedule(8, 1, (1, 2), "blocks")
 FOUR = RowsSchedule(4, 1, (1, 1), "pixels")
 SQUARE = RowsSchedule(8, 2, (2, 2), "pixels", 0)
+_ONE = RowsSchedule(16, 2, (1, 1), "blocks")
 
 IMAGE = conv(5, 32, (7, 11), 3, padding=1)
 BATCH = conv(3, 19, (5, 6), 3, padding=1, batch=3)
 SHORT = conv(7, 33, (3, 3), 1)
+SEVEN = conv(5, 37, (7, 7), 3, padding=1, batch=2)
 ORDERS: tuple[tuple[Split, int], ...] = (("pixels", 1), ("pixels", 3), ("blocks", 0))
 FIRST_AND_LAST = halo((2, 3), (1, 2))
 
@@ -170,7 +173,28 @@ def prefetches() -> dict[str, Case]:
     }
 
 
-CASES = shapes() | rows_of_blocks() | schedules() | prefetches()
+def evens() -> dict[str, Case]:
+    """Tiles that go on from one image line to the next, and lines cut into nearly equal tiles."""
+    mixed, strided = draw_pattern(SEVEN, (16, 5), scattered=False), conv(6, 24, (13, 14), 3, padding=1, stride=2)
+    cases = {
+        f"even_{split}_{chunk}_{threads}": Case(
+            SEVEN, RowsSchedule(8, 2, (1, 13), split, chunk, even=True), mixed, threads=threads, residual=threads == 2
+        )
+        for (split, chunk), threads in itertools.product(ORDERS, (1, 2, 3))
+    }
+    around = RowsSchedule(8, 1, (1, 25), "blocks", even=True)
+    tokens, deep = linear(197, 24, 48), conv(3, 18, (2, 5, 4), (1, 3, 3), padding=halo((0, 0), (1, 1), (1, 1)))
+    return cases | {
+        "even_halos": Case(SEVEN, around, mixed, y_halo=FIRST_AND_LAST, x_halo=halo((2, 1), (3, 2)), activation="relu"),
+        "even_stride": Case(strided, RowsSchedule(16, 1, (1, 17), "pixels", even=True), draw_pattern(strided)),
+        "even_scattered": Case(SEVEN, around, draw_pattern(SEVEN, (5,), scattered=True), residual=True),
+        "even_tokens": Case(tokens, RowsSchedule(16, 2, (1, 14), "pixels", 4, even=True), draw_pattern(tokens, (32,))),
+        "even_depth": Case(deep, RowsSchedule(16, 1, (1, 7), "pixels", even=True), draw_pattern(deep)),
+        "even_empty_mask": Case(SEVEN, around, empty_pattern(SEVEN)),
+    }
+
+
+CASES = shapes() | rows_of_blocks() | schedules() | prefetches() | evens()
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +206,7 @@ def suite() -> Suite:
 def test_the_kernel_equals_torch(suite: Suite, name: str) -> None:
     case = CASES[name]
     assert isinstance(case.schedule, RowsSchedule)
-    assert rows.fits(case.workload(), case.schedule.tile), "the case itself is wrong"
+    assert row_walk.fits(case.workload(), case.schedule), "the case itself is wrong"
     suite.check(name)
 
 
@@ -198,22 +222,62 @@ def test_the_next_tiles_input_is_asked_for_column_by_column(size: int, columns: 
     """Two blocks ask for two lines each of four pixels of 40 channels: all of them with as many pairs as there are."""
     layer = conv(40, 32, (5, 7), size, padding=size // 2)
     case = Case(layer, RowsSchedule(8, 2, (1, 4), "pixels", prefetch=True), full_pattern(layer))
-    problem = rows.RowsProblem(2, columns, has_vector_rows=True, has_scattered_rows=False, keeps_others=False)
+    problem = RowsProblem(2, columns, has_vector_rows=True, has_scattered_rows=False, keeps_others=False)
     assert isinstance(case.schedule, RowsSchedule)
     text = rows.build_rows_kernel("f", case.workload(), problem, case.schedule)
     assert text.count("T.address_of(X[next[0]") == asked
 
 
+def _tiled(tile: tuple[int, int], *, even: bool = False) -> RowsSchedule:
+    return RowsSchedule(8, 1, tile, "pixels", even=even)
+
+
 def test_a_tile_larger_than_the_output_does_not_fit() -> None:
     work = Case(IMAGE, WIDE, full_pattern(IMAGE)).workload()
-    assert rows.fits(work, (7, 11))
-    assert not rows.fits(work, (8, 1))
-    assert not rows.fits(work, (1, 12))
+    assert row_walk.fits(work, _tiled((7, 11)))
+    assert not row_walk.fits(work, _tiled((8, 1)))
+    assert not row_walk.fits(work, _tiled((1, 12)))
 
 
 def test_overlapping_tiles_count_as_computed_twice() -> None:
     work = Case(IMAGE, WIDE, full_pattern(IMAGE)).workload()
-    assert rows.tiles_of(work, (2, 4)) == 4 * 3
-    assert rows.computed_pixels(work, (2, 4)) == 8 * 12
+    assert row_walk.tiles_of(work, _tiled((2, 4))) == 4 * 3
+    assert row_walk.computed_pixels(work, _tiled((2, 4))) == 8 * 12
     flat = Case(SHORT, WIDE, full_pattern(SHORT)).workload()
-    assert rows.tiles_of(flat, (1, 4)) == 3, "a 1x1 layer is one line of pixels"
+    assert row_walk.tiles_of(flat, _tiled((1, 4))) == 3, "a 1x1 layer is one line of pixels"
+
+
+def test_even_tiles_compute_every_pixel_once() -> None:
+    work = Case(SEVEN, WIDE, full_pattern(SEVEN)).workload()
+    schedule = _tiled((1, 13), even=True)
+    assert row_walk.fits(work, schedule)
+    assert list(row_walk.tile_widths(work, schedule)) == [13, 12, 12, 12] * 2
+    assert [form.start for form in row_walk.find_forms(work, schedule)] == [0, 6, 4, 2]
+    flat = Case(SHORT, WIDE, full_pattern(SHORT)).workload()
+    assert list(row_walk.tile_widths(flat, _tiled((1, 5), even=True))) == [5, 4]
+
+
+@pytest.mark.parametrize(
+    ("tile", "prefetch"),
+    [
+        pytest.param((1, 14), False, id="the_largest_has_fewer_pixels"),
+        pytest.param((1, 10), False, id="too_many_tiles"),
+        pytest.param((1, 7), False, id="a_rectangle"),
+        pytest.param((2, 13), False, id="two_lines"),
+        pytest.param((1, 13), True, id="asks_for_the_next"),
+    ],
+)
+def test_even_tiles_that_do_not_fit(tile: tuple[int, int], *, prefetch: bool) -> None:
+    work = Case(SEVEN, WIDE, full_pattern(SEVEN)).workload()
+    assert not row_walk.fits(work, RowsSchedule(8, 1, tile, "pixels", prefetch=prefetch, even=True))
+
+
+def test_a_kernel_of_one_tile_asks_for_its_own_weights() -> None:
+    """Two lines a column of 32 rows, for both columns of a pair; with two tiles the cache has them."""
+    problem = RowsProblem(2, 10, has_vector_rows=True, has_scattered_rows=False, keeps_others=False)
+    asked = [
+        rows.build_rows_kernel("f", case.workload(), problem, case.schedule).count("T.address_of(W[BASE[b]")
+        for tokens in (1, 2)
+        if isinstance((case := Case(layer := linear(tokens, 67, 64), _ONE, full_pattern(layer))).schedule, RowsSchedule)
+    ]
+    assert asked == [4, 0]

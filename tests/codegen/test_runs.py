@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fxprune.annotation import RowGroup, RowGroupPattern
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.format import pack
 from fxprune.codegen.runs import first_channels
 from fxprune.codegen.workload import Layout, Workload

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fxprune.annotation import RowGroup, RowGroupPattern
-from fxprune.codegen.cpu import pixel_tiles, rows
+from fxprune.codegen.cpu import pixel_tiles, row_walk
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.kernel import make_kernel
 from fxprune.codegen.schedules import (
     Candidate,
@@ -77,7 +77,7 @@ def test_row_candidates_fit_the_output_and_the_registers(shape: ConvShape, targe
     for candidate in all_rows(shape, target):
         schedule = candidate.schedule
         assert isinstance(schedule, RowsSchedule)
-        assert rows.fits(work, schedule.tile)
+        assert row_walk.fits(work, schedule)
         assert (schedule.tile[0] * schedule.tile[1] + 1) * schedule.vectors <= target.registers
         assert schedule.lanes <= target.lanes
 
@@ -159,7 +159,7 @@ def test_a_tile_is_refitted_to_the_final_layout() -> None:
     refitted = refit(schedule, around.workload(), target)
     assert isinstance(refitted, RowsSchedule)
     assert refitted != schedule
-    assert rows.fits(around.workload(), refitted.tile)
+    assert row_walk.fits(around.workload(), refitted)
     sideways = PixelsSchedule(16, 4, 1, "blocks")
     assert refit(sideways, plain.workload(), target) == sideways
 

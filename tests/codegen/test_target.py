@@ -11,7 +11,7 @@ import pytest
 
 from fxprune.codegen import target as target_module
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.target import CpuTarget, check_runs_here, check_versions, parse_target
 from fxprune.errors import UnsupportedError
 from tests.codegen.suite import Case, Suite, conv, draw_pattern

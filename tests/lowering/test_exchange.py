@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule
 from fxprune.codegen.schedules import Candidate
 from fxprune.lowering import measure, select

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.schedules import Candidate, rows_candidates
 from tests.compiling import cells, channels, check, draw_masks, force_kernels, row_groups, shuffled
 from tests.test_compile import residual

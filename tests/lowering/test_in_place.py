@@ -12,12 +12,12 @@ from tests.compiling import check, draw_masks, force_kernels, row_groups
 
 
 class _Blocks(nn.Module):
-    """Residual blocks of 1x1 layers; the first sum is read again after the second block if `late`."""
+    """Residual blocks of two layers; the first sum is read again after the second block if `late`."""
 
-    def __init__(self, *, late: bool) -> None:
+    def __init__(self, *, late: bool, kernel: int = 1) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 32, 3, padding=1)
-        self.one, self.two, self.three, self.four = (nn.Conv2d(32, 32, 1) for _ in range(4))
+        self.one, self.two, self.three, self.four = (nn.Conv2d(32, 32, kernel, padding="same") for _ in range(4))
         self.late = late
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,18 +52,24 @@ def _lowered(monkeypatch: pytest.MonkeyPatch) -> list[program.Program]:
     return made
 
 
-@pytest.mark.parametrize("family", ["rows", "pixels"])
 @pytest.mark.parametrize(
-    ("late", "size", "wanted"),
-    [(False, (8, 8), [True, True]), (True, (8, 8), [True, False]), (False, (7, 11), [False, False])],
-    ids=["last reader", "read later", "overlapping tiles"],
+    ("family", "late", "kernel", "size", "wanted"),
+    [
+        pytest.param("rows", False, 1, (8, 8), [True, True], id="last reader-rows"),
+        pytest.param("pixels", False, 1, (8, 8), [True, True], id="last reader-pixels"),
+        pytest.param("rows", True, 1, (8, 8), [True, False], id="read later-rows"),
+        pytest.param("pixels", True, 1, (8, 8), [True, False], id="read later-pixels"),
+        pytest.param("rows", False, 1, (7, 11), [True, True], id="even tiles"),
+        pytest.param("rows", False, 3, (7, 37), [False, False], id="overlapping tiles-rows"),
+        pytest.param("pixels", False, 1, (7, 11), [False, False], id="overlapping tiles-pixels"),
+    ],
 )
 def test_only_the_last_reader_overwrites(
-    monkeypatch: pytest.MonkeyPatch, family: str, late: bool, size: tuple[int, int], wanted: list[bool]
+    monkeypatch: pytest.MonkeyPatch, family: str, late: bool, kernel: int, size: tuple[int, int], wanted: list[bool]
 ) -> None:
     force_kernels(monkeypatch, family)
     found = _spy(monkeypatch)
-    model = _Blocks(late=late).eval()
+    model = _Blocks(late=late, kernel=kernel).eval()
     compiled = check(model, draw_masks(model, row_groups(8)), torch.randn(1, 3, *size))
     x = torch.randn(1, 3, *size)
     once, again = compiled(x), compiled(x)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fxprune import backend
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.schedules import Candidate
 from fxprune.lowering import cases, measure, select
 from fxprune.lowering.choice import Choice

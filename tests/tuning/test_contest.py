@@ -12,7 +12,7 @@ from torch import fx
 
 import fxprune
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.target import parse_target
 from fxprune.lowering import known as known_module

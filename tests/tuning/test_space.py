@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fxprune import backend
-from fxprune.codegen.cpu import pixel_tiles, rows
+from fxprune.codegen.cpu import pixel_tiles, row_walk
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.space import pixels_space, rows_space
 from fxprune.codegen.target import CpuTarget
 from fxprune.covering import cover_at
@@ -33,7 +33,7 @@ def test_every_point_is_legal(target: CpuTarget) -> None:
     assert len(set(schedules)) == len(schedules) > 100
     for schedule in schedules:
         assert isinstance(schedule, RowsSchedule)
-        assert rows.fits(work, schedule.tile)
+        assert row_walk.fits(work, schedule)
         assert schedule.vectors * (schedule.tile[0] * schedule.tile[1] + 1) <= target.registers
     work = trial_workload(trial, "pixels", 2)
     planes = [candidate.schedule for candidate in pixels_space(work, trial.case.pattern, target)]

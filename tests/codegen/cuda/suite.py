@@ -11,7 +11,7 @@ import tvm_ffi
 
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.build import Library
-from fxprune.codegen.cpu.rows import RowsSchedule
+from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.cuda.columns import Form
 from fxprune.codegen.cuda.kernel import CudaKernel, make_kernel
 from fxprune.codegen.cuda.tensor_tile import AnySchedule
