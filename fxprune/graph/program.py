@@ -32,6 +32,17 @@ _ASSERTIONS = frozenset(
 """Checks that export leaves behind; shapes are static here and CompiledModule checks its inputs."""
 _IDENTITIES = frozenset({torch.ops.aten.detach.default, torch.ops.aten.alias.default})
 """Operators that say something to autograd only; in a functional graph without gradients they do nothing."""
+_ADAPTIVE_MEANS = frozenset(
+    {
+        torch.ops.aten.adaptive_avg_pool1d.default,
+        torch.ops.aten.adaptive_avg_pool2d.default,
+        torch.ops.aten.adaptive_avg_pool3d.default,
+        torch.ops.aten._adaptive_avg_pool2d.default,
+        torch.ops.aten._adaptive_avg_pool3d.default,
+    }
+)
+"""Pools that do nothing where the input has the wanted size already: each mean is one cell's. torch takes them all the
+same: in VGG, for example, where they stand between the last convolution and the first linear layer."""
 
 
 @dataclass
@@ -131,7 +142,7 @@ def _constant(graph: fx.Graph, mapped: Mapping[fx.Node, fx.Node], name: str) -> 
 def _copy_call(graph: fx.Graph, node: fx.Node, mapped: dict[fx.Node, fx.Node]) -> None:
     if node.op == "get_attr" or node.target in _ASSERTIONS:
         return
-    if node.target in _IDENTITIES:
+    if _does_nothing(node):
         mapped[node] = mapped[node.all_input_nodes[0]]
         return
     if isinstance(node.target, torch._ops.HigherOrderOperator):
@@ -140,6 +151,12 @@ def _copy_call(graph: fx.Graph, node: fx.Node, mapped: dict[fx.Node, fx.Node]) -
             "Replace torch.cond, torch.map, ... or the context manager in forward by ordinary operators."
         )
     mapped[node] = graph.node_copy(node, lambda argument: mapped[argument])
+
+
+def _does_nothing(node: fx.Node) -> bool:
+    if node.target in _ADAPTIVE_MEANS:
+        return bool(node.all_input_nodes[0].meta["val"].shape == node.meta["val"].shape)
+    return node.target in _IDENTITIES
 
 
 def _outputs(program: ExportedProgram, mapped: Mapping[fx.Node, fx.Node]) -> list[Argument]:

@@ -150,6 +150,29 @@ def test_grad_mode_and_detach_leave_nothing_behind() -> None:
     assert targets(gm) == [torch.ops.aten.linear.default] * 2
 
 
+@pytest.mark.parametrize("decompose", [False, True])
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        (nn.AdaptiveAvgPool1d(6), (2, 3, 6)),
+        (nn.AdaptiveAvgPool2d((6, 5)), (2, 3, 6, 5)),
+        (nn.AdaptiveAvgPool3d(2), (2, 3, 2, 2, 2)),
+    ],
+    ids=["1d", "2d", "3d"],
+)
+def test_a_mean_of_single_cells_leaves_nothing_behind(pool: nn.Module, shape: tuple[int, ...], decompose: bool) -> None:
+    model, x = nn.Sequential(nn.ReLU(), pool).eval(), image(*shape)
+    program = export(model, (x,))
+    gm = capture(program.run_decompositions() if decompose else program, (x,), {}).graph_module
+    assert not [target for target in targets(gm) if "pool" in str(target)]
+    assert torch.equal(run(gm, x)[0], model(x))
+
+
+def test_a_mean_of_several_cells_stays() -> None:
+    gm = capture(nn.AdaptiveAvgPool2d((3, 5)).eval(), (image(2, 3, 6, 5),), {}).graph_module
+    assert len(targets(gm)) == 1
+
+
 def test_input_written_in_place_is_announced(caplog: pytest.LogCaptureFixture) -> None:
     model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3)).double().eval(), image(2, 3)
     with caplog.at_level(logging.WARNING, logger="fxprune"):
