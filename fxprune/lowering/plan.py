@@ -21,9 +21,10 @@ from fxprune.codegen.schedules import block_lanes
 from fxprune.codegen.workload import LINE_CELLS, NO_HALO, ConvShape, Halo, Layout, Workload, spread_channels
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
+from fxprune.lowering.flattened import image_of_rows, rows_layout
 from fxprune.lowering.geometry import is_depthwise
 from fxprune.lowering.norm import Normalisation
-from fxprune.lowering.pool import Pooling, pool_of_rows
+from fxprune.lowering.pool import Pooling
 from fxprune.lowering.turn import Source, Turned
 
 _MAYBE_ALIAS = frozenset({"reshape", "contiguous", "flatten", "to", "_to_copy", "dropout"})
@@ -39,6 +40,7 @@ class Placement:
         group_order: Whether the output's channels lie in the order of the blocks.
         source: The buffer that is the input, of a layer or a pool, or its copy; None if torch makes the input.
         staged: Whether torch's input is copied into a buffer with a halo first.
+        flattened: Whether the cells of the images in the input's buffer are the rows of a linear layer.
         residual_source: The buffer that is the residual, None if torch makes it or there is none; the output
             overwrites it if `work.in_place` says so.
     """
@@ -47,6 +49,7 @@ class Placement:
     group_order: bool
     source: Source | None
     staged: bool
+    flattened: bool
     residual_source: Source | None
 
 
@@ -164,17 +167,16 @@ def plan_layouts(
             if isinstance(turned, Turned) and turned not in outputs:
                 outputs[turned] = _turned_layout(turned, outputs[turned.node], layers, shapes, families)
         plain = replace(y, channels=shape.channels_out, halo=NO_HALO)
-        rows_of = pool_of_rows(layer, pools) if family == "rows" else None
-        if rows_of is not None:
-            source, staged = rows_of, False
-            x = Layout("nhwc", 1, outputs[rows_of].channels, shape.spatial_in)
+        images = image_of_rows(layer, kinds) if family == "rows" else None
+        if images is not None:
+            source, x, staged = images, rows_layout(outputs[images]), False
         else:
             x, staged = _input_layout(layer, shape, family, source, outputs, layers, shapes, families)
         residual = None
         if layer.residual is not None:
             residual = outputs[residual_source] if residual_source else plain
         work = Workload(shape, x, y, residual, layer.activation, layer.activation_args, threads)
-        placements[node] = Placement(work, private, source, staged, residual_source)
+        placements[node] = Placement(work, private, source, staged, images is not None, residual_source)
         outputs[node] = y
     return placements, outputs
 

@@ -178,30 +178,3 @@ def pool_workload(pool: Pooling, outputs: Mapping[Source, Layout], lanes: int, t
     plain = Layout(pool.order, pool.batch, pool.channels, pool.spatial_in, NO_HALO)
     x, y = outputs.get(pool.input, plain), outputs[pool.node]
     return PoolWorkload(pool.kind, pool.channels, x, y, pool.kernel, pool.stride, pool.padding, lanes, threads)
-
-
-_SAME_CELLS = frozenset(
-    {_aten.reshape.default, _aten.view.default, _aten._unsafe_view.default, _aten.flatten.using_ints}
-)
-
-
-def pool_of_rows(layer: Layer, pools: Mapping[fx.Node, Pooling]) -> fx.Node | None:
-    """Return the pool to one pixel, [N, C, 1, 1], whose images are the rows, [N, C], that a linear layer reads.
-
-    Args:
-        layer: Any layer.
-        pools: Pooling nodes that kernels run.
-    """
-    node = layer.input
-    if layer.kind != "linear" or node.meta["val"].ndim != 2:
-        return None
-    if node not in pools and node.op == "call_function" and node.target in _SAME_CELLS:
-        node = node.args[0] if isinstance(node.args[0], fx.Node) else node
-    pool = pools.get(node)
-    if (
-        pool is None
-        or pool.spatial_out != (1, 1, 1)
-        or (pool.batch, pool.channels) != tuple(layer.input.meta["val"].shape)
-    ):
-        return None
-    return node

@@ -22,6 +22,7 @@ from fxprune.layer import Layer
 from fxprune.lowering.chain import chain_kernels
 from fxprune.lowering.choice import Case, Choice, constant
 from fxprune.lowering.dense import build_dense
+from fxprune.lowering.flattened import cell_positions
 from fxprune.lowering.geometry import buffer_view
 from fxprune.lowering.held import hold_views
 from fxprune.lowering.in_place import find_last_readers, overwrite_residuals
@@ -126,7 +127,7 @@ def lower(
     placements, outputs = plan_layouts(layers, shapes, choices, patterns, pools, norms, target.threads)
     placements = overwrite_residuals(placements, find_last_readers(gm.graph, layers), choices, target)
     scripts: dict[str, str] = {}
-    lowered = _make_kernels(cases, choices, placements, scripts, target)
+    lowered = _make_kernels(cases, choices, placements, outputs, scripts, target)
     tokens = {node: outputs[node] for node in (*norms, *lowered) if node in norms or layers[node].kind == "linear"}
     unaries = make_pools(pools, outputs, scripts, _ANY_NAME, target)
     unaries |= make_norms(gm, norms, tokens, scripts, _ANY_NAME, target)
@@ -168,6 +169,7 @@ def _make_kernels(
     cases: Mapping[fx.Node, Case],
     choices: Mapping[fx.Node, Choice],
     placements: Mapping[fx.Node, Placement],
+    outputs: Mapping[Source, Layout],
     scripts: dict[str, str],
     target: CpuTarget,
 ) -> dict[fx.Node, _Lowered]:
@@ -177,13 +179,16 @@ def _make_kernels(
         case, schedule = cases[node], choices[node].schedule
         assert schedule is not None
         source = placement.source
+        input_map = lowered[source].kernel.channel_map if source in lowered else None
+        if source is not None and placement.flattened:
+            input_map = cell_positions(outputs[source], placement.work.shape.channels_in)
         kernel = make_kernel(
             placement.work,
             refit(schedule, placement.work, target),
             case.weight,
             case.pattern,
             case.bias,
-            input_map=lowered[source].kernel.channel_map if source in lowered else None,
+            input_map=input_map,
             group_order=placement.group_order,
         )
         name = scripts.setdefault(kernel.script(_ANY_NAME), f"layer_{len(scripts)}")
@@ -211,11 +216,12 @@ def _dense_module(gm: fx.GraphModule, layer: Layer) -> nn.Module:
 def _skip_views(
     result: fx.GraphModule, lowered: Mapping[fx.Node, _Lowered], unaries: Mapping[fx.Node, LoweredUnary]
 ) -> None:
-    """Let a layer that reads the buffer of a pool read its node, not a view of it that nothing else needs."""
+    """Let a layer that reads a planned buffer read its node, not a view of it that nothing else needs."""
     for item in lowered.values():
         source = item.placement.source
-        if isinstance(source, fx.Node) and source in unaries:
-            item.new.args = (unaries[source].new, *item.new.args[1:])
+        if isinstance(source, fx.Node):
+            owner = unaries[source] if source in unaries else lowered[source]
+            item.new.args = (owner.new, *item.new.args[1:])
     result.graph.eliminate_dead_code()
 
 
