@@ -47,8 +47,8 @@ _WEIGHTS_PIXELS = 4
 """What a tile's weights cost on their way from the L2 cache, in pixels: 3x3 layers of 512 channels take 6 % longer in
 tiles of 1x7 than of 2x7, a seventh of which is computed twice."""
 
-_EVEN_SPARE = 4
-"""Registers that hold no accumulator of an even tile: with two fewer linear layers of 768 channels took 13 % longer."""
+_SPARE_REGISTERS = 4
+"""Registers that hold no accumulator: with two fewer linear layers of 768 channels took 13 % longer."""
 
 _WEIGHT_CELLS = 2**16
 """float32 cells, 256 kB, of packed weights that are worth keeping for several tiles."""
@@ -151,12 +151,12 @@ def _row_tiles(work: Workload, block: tuple[int, int], target: CpuTarget) -> lis
 
     Every tile reads its weights, so a pixel is cheaper in a larger one; of equals, those of one line go first.
     """
-    (lanes, vectors), most = block, tile_pixels(block[1], target)
-    most_even = max(1, (target.registers - _EVEN_SPARE) // vectors)
+    lanes, vectors = block
+    most = max(1, (target.registers - _SPARE_REGISTERS) // vectors)
     tiles = [
         RowsSchedule(lanes, vectors, (ph, pw), "pixels", even=even)
-        for ph, largest, even in ((1, most, False), (2, most, False), (4, most, False), (1, most_even, True))
-        for pw in range(1, largest // ph + 1)
+        for ph, even in ((1, False), (2, False), (4, False), (1, True))
+        for pw in range(1, most // ph + 1)
     ]
     fitting = [tile for tile in tiles if row_walk.fits(work, tile)]
     enough = [tile for tile in fitting if tile.pixels * vectors >= min(most * vectors, _LATENCY)] or fitting
@@ -166,11 +166,6 @@ def _row_tiles(work: Workload, block: tuple[int, int], target: CpuTarget) -> lis
         return computed + count * _WEIGHTS_PIXELS, len(row_walk.find_forms(work, tile)), tile.tile[0]
 
     return sorted(enough, key=cost)
-
-
-def tile_pixels(vectors: int, target: CpuTarget) -> int:
-    """Return the most pixels of a tile whose accumulators fit the registers."""
-    return max(1, (target.registers - vectors) // vectors)
 
 
 def refit(schedule: Schedule, work: Workload, target: CpuTarget) -> Schedule:

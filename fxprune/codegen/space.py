@@ -25,7 +25,6 @@ from fxprune.codegen.schedules import (
     pixel_lanes,
     pixel_schedules,
     predict_us,
-    tile_pixels,
     waiting,
 )
 from fxprune.codegen.target import CpuTarget
@@ -71,7 +70,7 @@ def rows_space(
 
 def _row_tiles(work: Workload, lanes: int, vectors: int, target: CpuTarget) -> list[RowsSchedule]:
     """Return the pixel tiles that fit the registers; small ones only where no larger one fits the image."""
-    most = tile_pixels(vectors, target)
+    most = max(1, (target.registers - vectors) // vectors)
     tiles = [
         RowsSchedule(lanes, vectors, (ph, pw), "pixels", even=even)
         for ph, even in (*((lines, False) for lines in _TILE_LINES), (1, True))
