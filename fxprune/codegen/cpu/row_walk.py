@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -192,6 +193,16 @@ def find_forms(work: Workload, schedule: RowsSchedule) -> list[Form]:
 def tiles_of(work: Workload, schedule: RowsSchedule) -> int:
     """Count the pixel tiles of a layer; overlapping last tiles included."""
     return walk_over(work).planes * sum(form.tiles for form in find_forms(work, schedule))
+
+
+def pixels_read(work: Workload, schedule: RowsSchedule) -> int:
+    """Count the input pixels that a tile reads; of an even one on the safe side."""
+    shape, walk, (ph, pw) = work.shape, walk_over(work), schedule.tile
+    height, width = walk.spatial[1:]
+    lines, across = (min(height, -(-pw // width) + 1), min(pw, width)) if schedule.even else (ph, pw)
+    taps = zip((1, lines, across), shape.stride, shape.kernel, shape.dilation, strict=True)
+    region = prod((size - 1) * stride + (kernel - 1) * dilation + 1 for size, stride, kernel, dilation in taps)
+    return min(region, schedule.pixels * prod(shape.kernel))
 
 
 def tile_widths(work: Workload, schedule: RowsSchedule) -> IndexArray:
