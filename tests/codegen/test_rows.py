@@ -30,7 +30,6 @@ NARROW = RowsSchedule(16, 1, (1, 2), "pixels")
 HALF = RowsSchedule(8, 1, (1, 2), "blocks")
 FOUR = RowsSchedule(4, 1, (1, 1), "pixels")
 SQUARE = RowsSchedule(8, 2, (2, 2), "pixels", 0)
-_ONE = RowsSchedule(16, 2, (1, 1), "blocks")
 
 IMAGE = conv(5, 32, (7, 11), 3, padding=1)
 BATCH = conv(3, 19, (5, 6), 3, padding=1, batch=3)
@@ -270,14 +269,3 @@ def test_even_tiles_compute_every_pixel_once() -> None:
 def test_even_tiles_that_do_not_fit(tile: tuple[int, int], *, prefetch: bool) -> None:
     work = Case(SEVEN, WIDE, full_pattern(SEVEN)).workload()
     assert not row_walk.fits(work, RowsSchedule(8, 1, tile, "pixels", prefetch=prefetch, even=True))
-
-
-def test_a_kernel_of_one_tile_asks_for_its_own_weights() -> None:
-    """Two lines a column of 32 rows, for both columns of a pair; with two tiles the cache has them."""
-    problem = RowsProblem(2, 10, has_vector_rows=True, has_scattered_rows=False, keeps_others=False)
-    asked = [
-        rows.build_rows_kernel("f", case.workload(), problem, case.schedule).count("T.address_of(W[BASE[b]")
-        for tokens in (1, 2)
-        if isinstance((case := Case(layer := linear(tokens, 67, 64), _ONE, full_pattern(layer))).schedule, RowsSchedule)
-    ]
-    assert asked == [4, 0]

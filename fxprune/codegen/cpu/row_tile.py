@@ -10,13 +10,9 @@ from fxprune.codegen.cpu.ahead import L1, PAIR, prefetch
 from fxprune.codegen.cpu.columns import each_column
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.masked import masked_store
-from fxprune.codegen.cpu.row_walk import Form, RowsSchedule, tiles_of, walk_over
+from fxprune.codegen.cpu.row_walk import Form, RowsSchedule, walk_over
 from fxprune.codegen.script import Script
 from fxprune.codegen.workload import LINE_CELLS, NO_HALO, Workload
-
-_OWN_AHEAD = 2048
-"""Cells, 8 kB, that a kernel of a single tile asks ahead of its own weights: it streams them. A processor's own
-prefetching reads a linear layer's 82 MB at 35 to 40 GB/s on two cores of an Intel Xeon, this at 50 to 55."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +62,12 @@ class TileWriter:
         tile = Accumulators(script, ("p", self.form.pixels), schedule.vectors, lanes)
         for cell in tile.cells():
             script.add(f"{cell} = BIAS[b * {schedule.height} + k * {lanes} + v]")
-        for column in each_column(script, self._ask):
+        for column in each_column(script, self._ask_input):
             for cell in tile.cells():
                 x = f"X[OFF[BEGIN[b] + {column}] + pos[0] + {self.form.cell(self.walk.x_steps)}]"
                 w = f"W[BASE[b] + {column} * {schedule.height} + k * {lanes} + v]"
                 script.add(f"{cell} = {cell} + {x} * {w}")
         self._store(tile)
-
-    def _ask(self, number: int) -> Iterator[str]:
-        """Ask for memory with column `number` of pair `pair`."""
-        yield from self._ask_input(number)
-        if tiles_of(self.work, self.schedule) == 1:
-            at = f"BASE[b] + (pair * {PAIR} + {number}) * {self.schedule.height}"
-            for cell in range(0, self.schedule.height, LINE_CELLS):
-                yield prefetch(f"W[{at} + {cell + _OWN_AHEAD}]", 0, L1)
 
     def _prefetch_next(self) -> None:
         """Ask for the next tile's lines: this block's part of the output and the residual; find where its input is."""
