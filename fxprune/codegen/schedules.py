@@ -160,14 +160,9 @@ def _row_tiles(work: Workload, block: tuple[int, int], target: CpuTarget) -> lis
     Every tile reads its weights and the input around it, so a pixel is cheaper in a larger tile, and with taps in a
     square one; of equals, those of one line go first.
     """
-    lanes, vectors = block
+    vectors = block[1]
     most = max(1, (target.registers - _SPARE_REGISTERS) // vectors)
-    tiles = [
-        RowsSchedule(lanes, vectors, (ph, pw), "pixels", even=even)
-        for ph, even in ((1, False), (2, False), (4, False), (1, True))
-        for pw in range(1, most // ph + 1)
-    ]
-    fitting = [tile for tile in tiles if row_walk.fits(work, tile)]
+    fitting = fitting_tiles(work, block, most)
     enough = [tile for tile in fitting if tile.pixels * vectors >= min(most * vectors, _LATENCY)] or fitting
 
     def cost(tile: RowsSchedule) -> tuple[float, int, int]:
@@ -176,6 +171,16 @@ def _row_tiles(work: Workload, block: tuple[int, int], target: CpuTarget) -> lis
         return total, len(row_walk.find_forms(work, tile)), tile.tile[0]
 
     return sorted(enough, key=cost)
+
+
+def fitting_tiles(work: Workload, block: tuple[int, int], most: int) -> list[RowsSchedule]:
+    """Return every tile of one block shape, (lanes, vectors), that has so many pixels at most and fits the layer."""
+    tiles = [
+        RowsSchedule(*block, (ph, pw), "pixels", even=even)
+        for ph, even in ((1, False), (2, False), (4, False), (1, True))
+        for pw in range(1, most // ph + 1)
+    ]
+    return [tile for tile in tiles if row_walk.fits(work, tile)]
 
 
 def refit(schedule: Schedule, work: Workload, target: CpuTarget) -> Schedule:

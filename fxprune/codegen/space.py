@@ -20,6 +20,7 @@ from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.format import in_order, is_scattered, padded_stored
 from fxprune.codegen.schedules import (
     Candidate,
+    fitting_tiles,
     most_pixel_vectors,
     narrow_share,
     pixel_lanes,
@@ -29,9 +30,6 @@ from fxprune.codegen.schedules import (
 )
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import Workload
-
-_TILE_LINES = (1, 2, 4)
-"""Lines of pixels in a tile."""
 
 _CHUNKS = (1, 4, 0)
 """Tiles that run under one block; 0 = all of a thread's tiles."""
@@ -70,13 +68,7 @@ def rows_space(
 
 def _row_tiles(work: Workload, lanes: int, vectors: int, target: CpuTarget) -> list[RowsSchedule]:
     """Return the pixel tiles that fit the registers; small ones only where no larger one fits the image."""
-    most = max(1, (target.registers - vectors) // vectors)
-    tiles = [
-        RowsSchedule(lanes, vectors, (ph, pw), "pixels", even=even)
-        for ph, even in (*((lines, False) for lines in _TILE_LINES), (1, True))
-        for pw in range(1, most // ph + 1)
-    ]
-    fitting = [tile for tile in tiles if row_walk.fits(work, tile)]
+    fitting = fitting_tiles(work, (lanes, vectors), max(1, (target.registers - vectors) // vectors))
     return [tile for tile in fitting if tile.pixels * vectors >= _FEW_ACCUMULATORS] or fitting
 
 

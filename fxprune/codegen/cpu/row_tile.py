@@ -100,11 +100,6 @@ class TileWriter:
         for cell in asked[number::PAIR]:
             yield prefetch(f"X[next[0] + pair * {pixels * step} + {cell}]", 0, L1)
 
-    def _pixel(self, steps: tuple[int, int, int, int]) -> str:
-        """Return the element offset of pixel p inside its tile."""
-        width = self.schedule.tile[1]
-        return f"(p // {width} * {steps[2]} + p % {width} * {steps[3]})"
-
     def _store(self, tile: Accumulators) -> None:
         script, problem = self.script, self.problem
         if problem.has_vector_rows and problem.has_scattered_rows:

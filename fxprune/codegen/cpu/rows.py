@@ -7,8 +7,9 @@
         Y[pixel][rows of block] = activation(acc[pixel] + residual)
 
 Activations lie channels-last, the input with a halo that covers the padding, so alignment, kernel shifts and stride
-cost nothing and no pixel is wasted: the last tile of a row overlaps the one before it and writes the same values
-again. A block whose rows are neighbours in the output stores vectors (`codegen.runs`), any other block lane by lane.
+cost nothing. The last tile of a line overlaps the one before it and writes the same values again, or tiles are cut
+evenly (`row_walk`). A block whose rows are neighbours in the output stores vectors (`codegen.runs`), any other block
+lane by lane.
 Source: `Elsen et al., Fast Sparse ConvNets, CVPR 2020` for gathered columns; the tile is that of a GEMM micro-kernel.
 """
 
