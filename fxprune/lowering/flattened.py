@@ -11,11 +11,9 @@ from torch import fx
 from fxprune.annotation import IndexArray
 from fxprune.codegen.workload import Layout
 from fxprune.layer import Layer
+from fxprune.nodes import VIEWS
 
-_aten = torch.ops.aten
-_SAME_CELLS = frozenset(
-    {_aten.reshape.default, _aten.view.default, _aten._unsafe_view.default, _aten.flatten.using_ints}
-)
+_SAME_CELLS = VIEWS | {torch.ops.aten.flatten.using_ints}
 
 
 def image_of_rows(layer: Layer, kinds: Mapping[fx.Node, tuple[str, int]]) -> fx.Node | None:

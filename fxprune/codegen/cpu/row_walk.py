@@ -214,7 +214,7 @@ def tile_widths(work: Workload, schedule: RowsSchedule) -> IndexArray:
 
 def computed_pixels(work: Workload, schedule: RowsSchedule) -> int:
     """Count the pixels a kernel computes, those that overlapping tiles compute twice included."""
-    return int(tile_widths(work, schedule).sum())
+    return walk_over(work).planes * sum(form.tiles * form.pixels for form in find_forms(work, schedule))
 
 
 def fits(work: Workload, schedule: RowsSchedule) -> bool:

@@ -15,6 +15,8 @@ Source: `Elsen et al., Fast Sparse ConvNets, CVPR 2020` for gathered columns; th
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from fxprune.codegen.cpu.ahead import ahead_cells, begin_asking
 from fxprune.codegen.cpu.halo import zero_halo
 from fxprune.codegen.cpu.row_tile import RowsProblem, TileWriter
@@ -108,9 +110,8 @@ class _RowsWriter:
         if len(forms) == 1:
             writers[0].write()
             return
-        number = f"tile % {sum(form.tiles for form in forms)}"
-        stops = [sum(form.tiles for form in forms[: index + 1]) for index in range(len(forms))]
-        headers = [f"{'elif' if index else 'if'} {number} < {stop}" for index, stop in enumerate(stops[:-1])]
+        *stops, count = accumulate(form.tiles for form in forms)
+        headers = [f"{'elif' if index else 'if'} tile % {count} < {stop}" for index, stop in enumerate(stops)]
         for header, writer in zip([*headers, "else"], writers, strict=True):
             with script.block(header):
                 writer.write()
