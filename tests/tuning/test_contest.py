@@ -124,16 +124,21 @@ def test_when_the_time_is_up_nobody_meets(tmp_path: Path, monkeypatch: pytest.Mo
     assert "winners in" not in path.read_text()
 
 
-def test_a_comparison_times_every_layer_inside_the_model() -> None:
-    """Against itself a program takes its own time, within what a shared machine does to kernels of microseconds."""
+def test_every_layer_is_timed_inside_the_model() -> None:
     compiled = fxprune.compile(*network(), example_inputs=X, options={"measure": False})
     program = program_of(compiled)
     assert len(program.kernels) == 2
     times = time_layers(program, [X])
     assert set(times) == set(schedules(program))
     assert all(0 < seconds < 1 for seconds in times.values())
-    shares = contest._compare(program, program, dict.fromkeys(times, "a kind"), [X])
-    assert 0.2 < shares["a kind"] < 5
+
+
+def test_a_comparison_sums_the_layers_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"base": {"a": 2.0, "b": 4.0, "c": 1.0}, "rival": {"a": 1.0, "b": 4.0, "c": 3.0}}
+    monkeypatch.setattr(contest, "time_layers", lambda program, _inputs: times[program])
+    kinds = {"a": "twice", "b": "twice", "c": "once"}
+    shares = contest._compare("base", "rival", kinds, [X])  # type: ignore[arg-type]
+    assert shares == pytest.approx({"twice": 5 / 6, "once": 3.0})
 
 
 def test_rivals_are_of_one_family_close_and_others() -> None:
