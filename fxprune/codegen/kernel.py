@@ -212,12 +212,13 @@ def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map
     """Return the element offset of every entry of the column lists."""
     per_group = packed.pattern.shape[0] // work.shape.groups
     parts: list[IndexArray] = [np.zeros(0, dtype=np.int32)]
+    planes = pixel_tiles.planes_read(work, schedule) if isinstance(schedule, PixelsSchedule) else None
     for group in packed.pattern.groups:
         conv_group = int(group.rows[0]) // per_group
-        if isinstance(schedule, RowsSchedule):
-            parts.append(column_offsets(group.columns, conv_group, work, input_map))
+        if planes is not None:
+            parts.append(plane_offsets(group.columns, conv_group, work, planes))
         else:
-            parts.append(plane_offsets(group.columns, conv_group, work))
+            parts.append(column_offsets(group.columns, conv_group, work, input_map))
     return np.concatenate(parts)
 
 

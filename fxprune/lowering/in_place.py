@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from torch import fx
 
-from fxprune.codegen.schedules import may_overwrite, refit
+from fxprune.codegen.row_schedules import refit
+from fxprune.codegen.schedules import may_overwrite
 from fxprune.codegen.target import CpuTarget
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice

@@ -14,7 +14,7 @@ from fxprune.codegen.build import Library
 from fxprune.codegen.cpu.stage import build_stage_kernel
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.memory import Pool, rounded
-from fxprune.codegen.schedules import refit
+from fxprune.codegen.row_schedules import refit
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import LINE_CELLS, Layout
 from fxprune.debug import dump_text

@@ -17,13 +17,9 @@ from typing import Literal
 from torch import fx
 
 from fxprune.codegen.cpu.winograd_plan import WinogradSchedule
-from fxprune.codegen.schedules import (
-    Candidate,
-    depthwise_candidates,
-    pixels_candidates,
-    predict_dense_us,
-    rows_candidates,
-)
+from fxprune.codegen.pixel_schedules import pixels_candidates
+from fxprune.codegen.row_schedules import rows_candidates
+from fxprune.codegen.schedules import Candidate, depthwise_candidates, predict_dense_us
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.winograd_schedules import weights_us, winograd_candidates
 from fxprune.codegen.workload import Workload

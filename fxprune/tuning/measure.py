@@ -18,11 +18,8 @@ def measure_batch(batch: Batch) -> list[Outcome]:
     Args:
         batch: The candidates.
     """
-    named = {f"trial_{number}": job for number, job in enumerate(batch.jobs)}
-    with building():
-        scripts, refused = _write(named)
-        libraries, unbuilt = _build(scripts, batch.target)
-    refused |= unbuilt
+    named = _named(batch)
+    libraries, refused = build_batch(batch)
     times: dict[str, tuple[float | None, str]] = {}
     for binary, names in libraries:
         with measuring():
@@ -32,6 +29,22 @@ def measure_batch(batch: Batch) -> list[Outcome]:
         Outcome(job.candidate, job.predicted_us, *times.get(name, (None, refused.get(name, ""))))
         for name, job in named.items()
     ]
+
+
+def build_batch(batch: Batch) -> tuple[list[tuple[bytes, Sequence[str]]], dict[str, str]]:
+    """Return shared libraries with the names of their functions, and why other functions were not built.
+
+    Args:
+        batch: The candidates.
+    """
+    with building():
+        scripts, refused = _write(_named(batch))
+        libraries, unbuilt = _build(scripts, batch.target)
+    return libraries, refused | unbuilt
+
+
+def _named(batch: Batch) -> dict[str, Job]:
+    return {f"trial_{number}": job for number, job in enumerate(batch.jobs)}
 
 
 def _write(named: Mapping[str, Job]) -> tuple[dict[str, str], dict[str, str]]:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
+from fxprune.codegen.pixel_schedules import pixels_space
+from fxprune.codegen.row_schedules import rows_space
 from fxprune.codegen.schedules import Candidate
-from fxprune.codegen.space import pixels_space, rows_space
 from fxprune.codegen.target import EFFICIENCY, CpuTarget
 from fxprune.codegen.winograd_schedules import winograd_space
 from fxprune.covering import cover_at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -151,7 +152,61 @@ def schedules() -> dict[str, Case]:
     return cases
 
 
-CASES = shapes() | rows_of_blocks() | schedules()
+def tails() -> dict[str, Case]:
+    """Pixels behind the vectors of a tile: rows as lanes, ragged blocks, tiles that overlap and tiles that do not."""
+    cases: dict[str, Case] = {}
+    rows = ((4, 1, 1), (4, 2, 3), (8, 4, 1), (8, 8, 2), (16, 6, 1))
+    for (lanes, height, tail), (split, by_block) in itertools.product(rows, ORDERS):
+        cases[f"tail_{lanes}_{height}_{split}{'_by_block' if by_block else ''}"] = Case(
+            s := conv(6, 18, (7, 9), 1, batch=1 + len(cases) % 2),
+            PixelsSchedule(lanes, height, 2, split, by_block, tail=tail),
+            draw_pattern(s, (height, 3), scattered=True),
+            threads=1 + len(cases) % 3,
+            activation="silu" if len(cases) % 2 else None,
+            residual=len(cases) % 3 > 0,
+        )
+    small = conv(9, 16, (7, 7), 1)
+    once = PixelsSchedule(16, 8, 3, "blocks", tail=1)
+    cases["tail_7x7"] = Case(small, once, draw_pattern(small, (8,)), residual=True, in_place=True)
+    cases["tail_many_threads"] = Case(small, once, draw_pattern(small, (8,)), threads=7, negative=True)
+    return cases
+
+
+def gapless() -> dict[str, Case]:
+    """Planes with a copy for every tap of a line."""
+    layers = {
+        "": conv(5, 13, (7, 7), 3, padding=1),
+        "_stride_2": conv(4, 9, (13, 13), 3, padding=1, stride=2),
+        "_stride_2x1": conv(4, 9, (8, 9), 3, padding=1, stride=(2, 1)),
+        "_stride_1x3": conv(4, 9, (6, 16), 3, padding=1, stride=(1, 3)),
+        "_dilation_2": conv(4, 9, (9, 10), 3, padding=2, dilation=2),
+        "_dilation_3x2_stride_2": conv(4, 9, (13, 14), 3, padding=2, dilation=(3, 2), stride=2),
+        "_kernel_5": conv(3, 10, (9, 8), 5, padding=2),
+        "_kernel_1x2": conv(3, 10, (6, 8), (1, 2)),
+        "_padding_uneven": conv(4, 9, (6, 7), 3, padding=halo((2, 0), (1, 3))),
+        "_padding_beyond_image": conv(3, 6, (2, 3), 3, padding=4),
+        "_no_padding": conv(4, 9, (8, 11), 3),
+        "_conv_groups_2": conv(6, 14, (6, 9), 3, padding=1, groups=2),
+        "_batch_3": BATCH,
+        "_pointwise_stride_2": conv(9, 8, (7, 9), 1, stride=2),
+    }
+    cases: dict[str, Case] = {}
+    for (name, shape), tail in itertools.product(layers.items(), (0, 1)):
+        split, by_block = ORDERS[len(cases) % 3]
+        cases[f"gapless{name}{'_tail' if tail else ''}"] = Case(
+            shape,
+            PixelsSchedule(8, 2, 1, split, by_block, tail=tail, gapless=True),
+            draw_pattern(shape, (2,)),
+            threads=1 + len(cases) % 3,
+            activation="relu",
+            residual=bool(tail),
+        )
+    cells = conv(3, 27, (9, 16), 3, padding=1, stride=(2, 3), dilation=(3, 2))
+    cases["gapless_cells_one_by_one"] = Case(cells, replace(LOW_WIDE, gapless=True), single_cells(cells))
+    return cases
+
+
+CASES = shapes() | rows_of_blocks() | schedules() | tails() | gapless()
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +262,29 @@ def test_a_last_tile_is_narrower_where_that_saves_enough() -> None:
         and len(set(pixel_tiles.tile_widths(case.workload(), case.schedule))) > 1
     }
     assert len(narrow) == 4, "the kernels above are compared with torch in every order and way of storing"
+
+
+@pytest.mark.parametrize(
+    ("shape", "schedule", "fitting"),
+    [
+        (conv(4, 8, (7, 7), 1), PixelsSchedule(16, 8, 3, "blocks", tail=1), True),
+        (conv(4, 8, (7, 7), 1), PixelsSchedule(16, 8, 3, "blocks", tail=2), False),
+        (conv(4, 8, (7, 7), 1), PixelsSchedule(4, 8, 3, "blocks", tail=1), False),
+        (conv(4, 8, (7, 7), 3, padding=1), PixelsSchedule(16, 8, 3, "blocks", tail=1), False),
+        (conv(4, 8, (7, 7), 3, padding=1), PixelsSchedule(16, 8, 3, "blocks", tail=1, gapless=True), True),
+    ],
+)
+def test_a_tail_needs_a_vector_of_rows_and_a_run_of_output(
+    shape: ConvShape, schedule: PixelsSchedule, fitting: bool
+) -> None:
+    assert pixel_tiles.fits(Case(shape, LOW, full_pattern(shape)).workload(), schedule) is fitting
+
+
+def test_a_tile_with_a_tail_may_overwrite_its_residual_where_no_tile_overlaps_another() -> None:
+    schedule = PixelsSchedule(16, 8, 3, "blocks", tail=1)
+    for height, once in ((7, True), (14, True), (9, False)):
+        shape = conv(4, 8, (height, 7), 1)
+        assert pixel_tiles.computes_once(Case(shape, LOW, full_pattern(shape)).workload(), schedule) is once
 
 
 def test_a_pointwise_image_smaller_than_a_vector_does_not_fit() -> None:

@@ -10,13 +10,9 @@ from fxprune.codegen.cpu import pixel_tiles, row_walk
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.kernel import make_kernel
-from fxprune.codegen.schedules import (
-    Candidate,
-    pixels_candidates,
-    predict_dense_us,
-    refit,
-    rows_candidates,
-)
+from fxprune.codegen.pixel_schedules import pixels_candidates
+from fxprune.codegen.row_schedules import refit, rows_candidates
+from fxprune.codegen.schedules import Candidate, predict_dense_us
 from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import ConvShape, Workload
 from tests.codegen.suite import Case, Suite, conv, draw_pattern, empty_pattern, full_pattern, halo, linear
@@ -147,6 +143,28 @@ def test_a_batch_shared_by_images_is_not_split_in_two_ways() -> None:
     found = [one.schedule for one in pixels_candidates(pixels_work(shape, target), full_pattern(shape), target)]
     splits = {schedule.split for schedule in found if isinstance(schedule, PixelsSchedule)}
     assert splits == {"pixels"}
+
+
+@pytest.mark.parametrize(
+    ("shape", "height", "tail", "gapless"),
+    [
+        (conv(64, 64, (7, 7), 1), 8, 1, False),
+        (conv(64, 64, (7, 7), 3, padding=1), 8, 1, True),
+        (conv(64, 64, (14, 14), 1), 8, 1, False),
+        (conv(64, 64, (14, 14), 3, padding=1), 8, 0, False),
+        (conv(64, 64, (28, 28), 1), 8, 0, False),
+        (conv(64, 64, (7, 7), 1), 1, 0, False),
+    ],
+)
+def test_the_usual_tile_has_a_tail_where_that_saves_vectors(
+    shape: ConvShape, height: int, tail: int, gapless: bool
+) -> None:
+    """Images of 7x7 are 3 vectors and a pixel; of one row that pixel takes as long as a vector."""
+    target = TARGETS["avx512"]
+    found = list(pixels_candidates(pixels_work(shape, target), draw_pattern(shape, (height,)), target))
+    schedules = [one.schedule for one in found if isinstance(one.schedule, PixelsSchedule)]
+    best = next(schedule for schedule in schedules if schedule.rows == height)
+    assert (best.tail, best.gapless) == (tail, gapless)
 
 
 def test_a_tile_is_refitted_to_the_final_layout() -> None:

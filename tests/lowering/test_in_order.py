@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fxprune.codegen.cpu.row_walk import RowsSchedule
-from fxprune.codegen.schedules import Candidate, rows_candidates
+from fxprune.codegen.row_schedules import rows_candidates
+from fxprune.codegen.schedules import Candidate
 from tests.compiling import cells, channels, check, draw_masks, force_kernels, row_groups, shuffled
 from tests.test_compile import residual
 

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.codegen.schedules import Candidate, pixels_candidates, rows_candidates
+from fxprune.codegen.pixel_schedules import pixels_candidates
+from fxprune.codegen.row_schedules import rows_candidates
+from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.workload import ConvShape
 from fxprune.lowering.chain import ChainModule
 from tests.compiling import cells, check, draw_masks, force_kernels

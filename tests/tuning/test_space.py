@@ -8,7 +8,8 @@ from fxprune import backend
 from fxprune.codegen.cpu import pixel_tiles, row_walk
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.row_walk import RowsSchedule
-from fxprune.codegen.space import pixels_space, rows_space
+from fxprune.codegen.pixel_schedules import pixels_space
+from fxprune.codegen.row_schedules import rows_space
 from fxprune.codegen.target import CpuTarget
 from fxprune.covering import cover_at
 from fxprune.lowering.known import candidate_text, read_candidate

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from fxprune.annotation import IndexArray
-from fxprune.codegen.cpu.planes import count_cells, planes_of
+from fxprune.codegen.cpu.planes import Planes, count_cells, planes_of
 from fxprune.codegen.workload import Workload
 
 _WORTH = 32
@@ -26,6 +26,9 @@ class PixelsSchedule:
         split: What the threads share within an image: "pixels" or "blocks".
         by_block: Whether a thread computes a block for all its pixels before the next block, and so writes few long
             runs; else a tile for all blocks, and so finds its inputs in the L1 cache.
+        tail: Pixels of a tile behind its vectors; their lanes are the rows of the block. With one, 7x7 images fill
+            their vectors.
+        gapless: Whether the planes of a layer with taps have no gaps between lines.
     """
 
     lanes: int
@@ -33,6 +36,8 @@ class PixelsSchedule:
     vectors: int
     split: Literal["pixels", "blocks"]
     by_block: bool = False
+    tail: int = 0
+    gapless: bool = False
 
     @property
     def height(self) -> int:
@@ -42,12 +47,13 @@ class PixelsSchedule:
     @property
     def cells(self) -> int:
         """Cells of a tile."""
-        return self.vectors * self.lanes
+        return self.vectors * self.lanes + self.tail
 
     def __str__(self) -> str:
         """Short form for the report."""
         order = f"{self.split}{' by block' if self.by_block else ''}"
-        return f"pixels R{self.rows} tile {self.vectors}x{self.lanes} {order}"
+        tail = f"+{self.tail}" if self.tail else ""
+        return f"pixels R{self.rows} tile {self.vectors}x{self.lanes}{tail} {order}{' gapless' if self.gapless else ''}"
 
 
 def supports(work: Workload) -> bool:
@@ -68,17 +74,24 @@ def _shares_scratch(work: Workload, schedule: PixelsSchedule) -> bool:
 
 def image_cells(work: Workload, schedule: PixelsSchedule) -> int:
     """Count the scratch cells of one image."""
-    return count_cells(work.shape, planes_of(work.shape), _computed_cells(work, schedule))
+    return count_cells(work.shape, planes_read(work, schedule), _computed_cells(work, schedule))
+
+
+def planes_read(work: Workload, schedule: PixelsSchedule) -> Planes:
+    """Lay out the planes that a kernel reads."""
+    return planes_of(work.shape, gapless=schedule.gapless)
 
 
 def most_vectors(work: Workload, lanes: int) -> int:
     """Count the vectors of the largest tile: it may read behind the run of an image only in a scratch."""
-    planes = planes_of(work.shape)
-    return planes.run // lanes if planes.in_place else -(-planes.run // lanes)
+    usual = planes_of(work.shape, gapless=False)
+    return usual.run // lanes if usual.in_place else -(-usual.run // lanes)
 
 
 def fits(work: Workload, schedule: PixelsSchedule) -> bool:
-    """Whether a tile is no larger than an image's run."""
+    """Whether a tile is no larger than an image's run; one with a tail has nothing but output, and a vector of rows."""
+    if schedule.tail and (schedule.rows > schedule.lanes or not is_whole(work, schedule)):
+        return False
     return schedule.vectors <= most_vectors(work, schedule.lanes)
 
 
@@ -89,13 +102,18 @@ def computed_pixels(work: Workload, schedule: PixelsSchedule) -> int:
 
 def tiles_of(work: Workload, schedule: PixelsSchedule) -> int:
     """Count the tiles of one image; overlapping last tiles included."""
-    return -(-planes_of(work.shape).run // schedule.cells)
+    return -(-planes_read(work, schedule).run // schedule.cells)
 
 
 def last_vectors(work: Workload, schedule: PixelsSchedule) -> int:
-    """Count the vectors of the last tile: those that the run still needs, if that leaves enough of them out."""
+    """Count the vectors of the last tile: those that the run still needs, if that leaves enough of them out.
+
+    A tile with a tail is always whole.
+    """
+    if schedule.tail:
+        return schedule.vectors
     tiles = tiles_of(work, schedule)
-    needed = -(-(planes_of(work.shape).run - (tiles - 1) * schedule.cells) // schedule.lanes)
+    needed = -(-(planes_read(work, schedule).run - (tiles - 1) * schedule.cells) // schedule.lanes)
     return needed if (schedule.vectors - needed) * _WORTH >= tiles * schedule.vectors else schedule.vectors
 
 
@@ -107,15 +125,15 @@ def tile_widths(work: Workload, schedule: PixelsSchedule) -> IndexArray:
 
 
 def _computed_cells(work: Workload, schedule: PixelsSchedule) -> int:
-    return int(tile_widths(work, schedule).sum()) * schedule.lanes
+    return int(tile_widths(work, schedule).sum()) * schedule.lanes + tiles_of(work, schedule) * schedule.tail
 
 
 def computes_once(work: Workload, schedule: PixelsSchedule) -> bool:
     """Whether no tile overlaps another: the last one of a run that is all output is moved back to the run's end."""
-    return not is_whole(work, schedule) or _computed_cells(work, schedule) == planes_of(work.shape).run
+    return not is_whole(work, schedule) or _computed_cells(work, schedule) == planes_read(work, schedule).run
 
 
 def is_whole(work: Workload, schedule: PixelsSchedule) -> bool:
     """Whether all cells of a run are output, and a tile is no longer than a run."""
-    planes = planes_of(work.shape)
-    return planes.pitch == planes.out_width and schedule.cells <= planes.run
+    read = planes_read(work, schedule)
+    return read.pitch == read.out_width and schedule.cells <= read.run

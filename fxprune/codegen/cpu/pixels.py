@@ -5,6 +5,7 @@
         for column in columns(block):
             x[m] = S[offset[column] + base(tile)]                 # m vector loads
             acc[row] += W[block][column][row] * x                  # R broadcasts
+            tail[pixel] += W[block][column] * x                    # pixels behind the vectors: rows are lanes
         Y[rows of block][tile] = activation(acc + residual)
 
 Activations lie as plain NCHW. The planes that the kernel reads (`planes`) are flat runs of cells, and tiles are cut
@@ -24,16 +25,18 @@ from fxprune.codegen.cpu.ahead import L1, ahead_cells, begin_asking, prefetch
 from fxprune.codegen.cpu.columns import each_column
 from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
 from fxprune.codegen.cpu.masked import masked_load, masked_store
+from fxprune.codegen.cpu.pixel_tail import Tail
 from fxprune.codegen.cpu.pixel_tiles import (
     PixelsSchedule,
     fits,
     image_cells,
     is_whole,
     last_vectors,
+    planes_read,
     scratch_cells,
     tiles_of,
 )
-from fxprune.codegen.cpu.planes import lines_read, planes_of, write_planes
+from fxprune.codegen.cpu.planes import lines_read, write_planes
 from fxprune.codegen.cpu.units import own_units, own_units_swapped
 from fxprune.codegen.script import ACTIVATIONS, Script
 from fxprune.codegen.workload import Workload
@@ -80,7 +83,7 @@ class _PixelsWriter:
 
     def __init__(self, name: str, work: Workload, problem: PixelsProblem, schedule: PixelsSchedule) -> None:
         self.name, self.work, self.problem, self.schedule = name, work, problem, schedule
-        self.planes = planes_of(work.shape)
+        self.planes = planes_read(work, schedule)
         self.image_cells = image_cells(work, schedule)
         self.tiles = tiles_of(work, schedule)
         self.last = last_vectors(work, schedule)
@@ -167,7 +170,7 @@ class _PixelsWriter:
         if self.planes.in_place:
             return
         with self.script.block(f"for c in T.serial({channels[0]}, {channels[1]})"):
-            write_planes(self.script, self.work, "c", image, base, lines)
+            write_planes(self.script, self.work, self.planes, "c", image, base, lines)
 
     def _own_lines(self) -> tuple[str, str]:
         """Return expressions of the lines that the tiles of thread `t` read."""
@@ -175,7 +178,7 @@ class _PixelsWriter:
         first, stop = f"CUT[t] // {blocks} * {cells}", f"(CUT[t + 1] + {blocks - 1}) // {blocks} * {cells}"
         if is_whole(self.work, self.schedule):
             first = f"T.min({first}, {self.planes.run - cells})"
-        return lines_read(self.work.shape, self.planes, first, stop)
+        return lines_read(self.planes, first, stop)
 
     def _unit(self, image: str, base: str) -> None:
         """Compute tile `tile` of block `b`; the last tile of a run may be narrower."""
@@ -195,21 +198,27 @@ class _PixelsWriter:
         script.allocate("pos", 2, "int32")
         first, start = f"tile * {schedule.cells}", f"{image} * {self.work.x.strides[0]}" if planes.in_place else base
         script.add(
-            f"pos[0] = T.min({first}, {planes.run - vectors * lanes})" if whole else f"pos[0] = {first}",
+            f"pos[0] = T.min({first}, {planes.run - vectors * lanes - schedule.tail})"
+            if whole
+            else f"pos[0] = {first}",
             f"pos[1] = pos[0] + {start}",
         )
         tile = Accumulators(script, ("r", rows), vectors, lanes)
+        tail = Tail(script, schedule.tail, rows, vectors * lanes)
         for cell in tile.cells():
             script.add(f"{cell} = BIAS[b * {rows} + r]")
+        tail.start()
         for column in each_column(script):
             self._ask_for_cells(column, vectors)
             for cell in tile.cells():
                 x = f"{self.source}[OFF[BEGIN[b] + {column}] + pos[1] + k * {lanes} + v]"
                 script.add(f"{cell} = {cell} + {x} * W[BASE[b] + {column} * {rows} + r]")
+            tail.add(column, self.source)
         for name in TEMPORARIES:
             script.allocate(name, lanes)
         if whole:
             self._store_whole(tile, image)
+            self._store_tail(tail, image)
         else:
             self._store_lines(tile, image)
 
@@ -241,6 +250,12 @@ class _PixelsWriter:
                     script.add(f"{part.cell} = {part.cell} + {self.residual}[{target}]")
                 script.add(*activation_statements(part.cell, self.work.activation, self.work.activation_args, "v"))
                 script.add(f"Y[{target}] = {part.cell}")
+
+    def _store_tail(self, tail: Tail, image: str) -> None:
+        """Store the pixels behind the vectors."""
+        work = self.work
+        activation = activation_statements(tail.cell, work.activation, work.activation_args, "v")
+        tail.store(self._row(image), self.residual if work.residual else None, activation)
 
     def _find_edges(self, pieces: int, vectors: int) -> None:
         """Set edge[vector][piece]: first lane of a piece of a line, one past its last, and where lane 0 would lie in Y.

@@ -2,7 +2,8 @@
 
 A 1x1 layer of stride 1 reads its input in place. Any other layer first copies one image into a scratch of zero-padded
 planes, one for every phase of the stride that some tap reads: every tap of all output positions is then one run of
-cells, at a fixed offset. Where a line ends and the next one begins with zeros, both share those cells.
+cells, at a fixed offset. Where a line ends and the next one begins with zeros, both share those cells. Gapless planes
+have one copy for every tap of a line instead, and lines as wide as the output's: more cells to copy, none to skip.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _PICKED = 16
 """Cells that are picked at a time where the stride leaves some out."""
 
 Phase = tuple[int, int]
-"""Rest of a tap's height and width divided by the stride."""
+"""Rest of a tap's height and width divided by the stride; of gapless planes the width itself."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class Planes:
     """The planes of one image, [C][phase][line][pitch], and the output positions among their cells.
 
     Attributes:
-        phases: Phases of the stride that some tap reads.
+        phases: Phases of the stride that some tap reads, or of gapless planes every tap of a line.
         lines: Lines of a plane.
         pitch: Cells from one line to the next.
         shared: Zeros at the end of a line that are the first ones of the next.
         out_lines: Lines of the output.
         out_width: Pixels of an output line; the other cells of a line are no output.
+        last_tap: Cells from an output position to the last one that it reads of a line.
         in_place: Whether the planes are those of the input.
     """
 
@@ -45,6 +47,7 @@ class Planes:
     shared: int
     out_lines: int
     out_width: int
+    last_tap: int
     in_place: bool
 
     @property
@@ -58,20 +61,29 @@ class Planes:
         return self.lines * self.pitch
 
 
-def planes_of(shape: ConvShape) -> Planes:
-    """Lay out the planes of one image; a 1x1 layer of stride 1 has one long line."""
+def planes_of(shape: ConvShape, *, gapless: bool) -> Planes:
+    """Lay out the planes of one image; a 1x1 layer of stride 1 has one long line.
+
+    Args:
+        shape: The layer.
+        gapless: Whether lines lie without gaps, a copy for every tap of a line.
+    """
     depth, height, width = shape.spatial_out
     if shape.is_pointwise:
-        return Planes(((0, 0),), 1, depth * height * width, 0, 1, depth * height * width, in_place=True)
+        return Planes(((0, 0),), 1, depth * height * width, 0, 1, depth * height * width, 0, in_place=True)
     (_, stride_h, stride_w), (_, dilation_h, dilation_w) = shape.stride, shape.dilation
     reach_h, reach_w = ((k - 1) * d for k, d in zip(shape.kernel[1:], shape.dilation[1:], strict=True))
     phases_h = sorted({tap * dilation_h % stride_h for tap in range(shape.kernel[1])})
+    lines = height + reach_h // stride_h
+    if gapless:
+        every = tuple((phase, tap * dilation_w) for phase in phases_h for tap in range(shape.kernel[2]))
+        return Planes(every, lines, width, 0, height, width, 0, in_place=False)
     phases_w = sorted({tap * dilation_w % stride_w for tap in range(shape.kernel[2])})
     cells = width + reach_w // stride_w
     ends = [_inside(shape.spatial_in[2], stride_w, shape.padding[2][0], phase, cells) for phase in phases_w]
     shared = min(cells - width, *(min(first, cells - last) for first, last in ends))
     phases = tuple((phase_h, phase_w) for phase_h in phases_h for phase_w in phases_w)
-    return Planes(phases, height + reach_h // stride_h, cells - shared, shared, height, width, in_place=False)
+    return Planes(phases, lines, cells - shared, shared, height, width, reach_w // stride_w, in_place=False)
 
 
 def count_cells(shape: ConvShape, planes: Planes, computed: int) -> int:
@@ -85,23 +97,19 @@ def count_cells(shape: ConvShape, planes: Planes, computed: int) -> int:
     if planes.in_place:
         return 0
     whole = shape.channels_in * len(planes.phases) * planes.plane
-    return whole + max(planes.shared, _last_tap(shape) + computed - planes.out_lines * planes.pitch)
+    return whole + max(planes.shared, planes.last_tap + computed - planes.out_lines * planes.pitch)
 
 
-def _last_tap(shape: ConvShape) -> int:
-    """Return the cells from an output position to the last one that it reads of a line."""
-    return (shape.kernel[2] - 1) * shape.dilation[2] // shape.stride[2]
-
-
-def plane_offsets(columns: IndexArray, group: int, work: Workload) -> IndexArray:
+def plane_offsets(columns: IndexArray, group: int, work: Workload, planes: Planes) -> IndexArray:
     """Turn columns of the weight's 2-D view into element offsets from the first cell of an output position.
 
     Args:
         columns: Column indices, [C].
         group: The convolution group whose input channels they count from.
         work: The layer.
+        planes: Its planes.
     """
-    shape, planes = work.shape, planes_of(work.shape)
+    shape = work.shape
     per_group = shape.channels_in // shape.groups
     channel, _, height, width = np.unravel_index(columns, (per_group, *shape.kernel))
     channel = channel + group * per_group
@@ -109,39 +117,41 @@ def plane_offsets(columns: IndexArray, group: int, work: Workload) -> IndexArray
         return (channel * work.x.strides[1]).astype(np.int32)
     (_, stride_h, stride_w), (_, dilation_h, dilation_w) = shape.stride, shape.dilation
     height, width = height * dilation_h, width * dilation_w
-    numbers = np.zeros((stride_h, stride_w), np.int64)
+    skipped = (width // stride_w).clip(max=planes.last_tap)
+    numbers = np.zeros((stride_h, 1 + max(wide for _, wide in planes.phases)), np.int64)
     for number, phase in enumerate(planes.phases):
         numbers[phase] = number
-    plane = channel * len(planes.phases) + numbers[height % stride_h, width % stride_w]
-    offset = (plane * planes.lines + height // stride_h) * planes.pitch + width // stride_w
-    return offset.astype(np.int32)
+    plane = channel * len(planes.phases) + numbers[height % stride_h, width - skipped * stride_w]
+    offset: IndexArray = ((plane * planes.lines + height // stride_h) * planes.pitch + skipped).astype(np.int32)
+    return offset
 
 
-def lines_read(shape: ConvShape, planes: Planes, first: str, stop: str) -> tuple[str, str]:
+def lines_read(planes: Planes, first: str, stop: str) -> tuple[str, str]:
     """Return expressions of the first line of a plane that some output positions read, and one past the last.
 
     Args:
-        shape: The layer.
         planes: Its planes.
         first: Expression of the first position, a cell of the run.
         stop: Expression of one past the last; it may lie behind the run.
     """
-    reach = _last_tap(shape) + (planes.lines - planes.out_lines) * planes.pitch
+    reach = planes.last_tap + (planes.lines - planes.out_lines) * planes.pitch
     return f"{first} // {planes.pitch}", f"T.min(({stop} + {reach - 1}) // {planes.pitch} + 1, {planes.lines})"
 
 
-def write_planes(script: Script, work: Workload, channel: str, image: str, base: str, lines: tuple[str, str]) -> None:
+def write_planes(
+    script: Script, work: Workload, planes: Planes, channel: str, image: str, base: str, lines: tuple[str, str]
+) -> None:
     """Write the copy of one channel of one image from X into its planes in S.
 
     Args:
         script: The text.
         work: The layer.
+        planes: Its planes.
         channel: Expression of the channel.
         image: Expression of the image.
         base: Expression of the first cell of the image's scratch.
         lines: Expressions of the first line of every plane that is written, and one past the last.
     """
-    planes = planes_of(work.shape)
     count, (n_step, c_step, *_) = len(planes.phases), work.x.strides
     for number, phase in enumerate(planes.phases):
         target = f"{base} + ({channel} * {count} + {number}) * {planes.plane}"

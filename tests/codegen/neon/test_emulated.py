@@ -14,7 +14,9 @@ import torch
 from fxprune.codegen.cpu.pool import build_pool_kernel
 from fxprune.codegen.cpu.stage import build_stage_kernel
 from fxprune.codegen.kernel import LayerKernel
-from fxprune.codegen.schedules import Candidate, depthwise_candidates, pixels_candidates, rows_candidates
+from fxprune.codegen.pixel_schedules import pixels_candidates
+from fxprune.codegen.row_schedules import rows_candidates
+from fxprune.codegen.schedules import Candidate, depthwise_candidates
 from fxprune.codegen.winograd_schedules import winograd_candidates
 from tests.codegen import pooling, test_depthwise, test_pixels, test_pool, test_rows, test_stage, test_winograd
 from tests.codegen.neon.emulator import Addressed, Argument, Array, Emulated, aarch64, needs_emulator

@@ -1,0 +1,114 @@
+"""Which pixel-lane schedules a layer has, which of them are worth trying, and how long each is predicted to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fxprune.annotation import RowGroupPattern
+from fxprune.codegen.cpu import pixel_tiles
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
+from fxprune.codegen.format import padded_stored
+from fxprune.codegen.schedules import CACHE_CELLS, CLOSE, Candidate, efficiency, predict_us, waiting
+from fxprune.codegen.target import CpuTarget
+from fxprune.codegen.workload import Workload
+
+_LEAST_LANES = 4
+"""Narrowest vector."""
+
+_TILES = {1: (8, 4, 14), 2: (4, 8), 4: (4, 2), 8: (3, 2)}
+"""Vectors of pixels in a tile, best first, for each number of rows; as many as have room in the registers."""
+
+_EVERY_HEIGHT = (1, 2, 4, 6, 8, 12, 16)
+"""Rows of a block in the whole space."""
+
+_GAPLESS_COST = 1.15
+"""What gapless planes cost: of 3x3 layers at 14x14 they save an eighth of the lanes and no time, at 7x7 a quarter and a
+fifth."""
+
+_TAIL_REGISTERS = 2
+"""Registers that a tail takes: its accumulator and its input."""
+
+
+def _widest_lanes(work: Workload, target: CpuTarget) -> int:
+    """Return the widest vector that fits an image's run; narrower ones waste fewer lanes, yet were slower."""
+    lanes = target.lanes
+    while lanes > _LEAST_LANES and not pixel_tiles.most_vectors(work, lanes):
+        lanes //= 2
+    return lanes
+
+
+def _most_vectors(work: Workload, lanes: int, height: int, target: CpuTarget) -> int:
+    """Return the most vectors of pixels in a tile that fit an image's run and the registers."""
+    return min(pixel_tiles.most_vectors(work, lanes), (target.registers - 1) // (height + 1))
+
+
+def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:
+    """Yield pixel-lane schedules for a layer.
+
+    Args:
+        work: The layer; both layouts are "nchw".
+        pattern: Its row groups.
+        target: The CPU.
+    """
+    if not pixel_tiles.supports(work):
+        return
+    sized = sorted((padded_stored(pattern, height) / efficiency(height), height) for height in _TILES)
+    lanes = _widest_lanes(work, target)
+    for cost, height in sized:
+        if cost > CLOSE * sized[0][0]:
+            continue
+        cells, most = padded_stored(pattern, height), _most_vectors(work, lanes, height, target)
+        for vectors in dict.fromkeys(min(count, most) for count in _TILES[height] if most):
+            tile = min(_fitting_tiles(work, lanes, height, vectors, target), key=lambda one: _cost(work, one))
+            predicted = predict_us(cells, _cost(work, tile), height, target)
+            yield from (Candidate(schedule, predicted) for schedule in _orders(work, tile))
+
+
+def pixels_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:
+    """Yield every pixel-lane schedule of a layer: rows 1 to 16, every tile that fits the registers, every order.
+
+    The prediction adds what a tile with few accumulators loses to the latency of the multiply-adders. The arguments are
+    those of `pixels_candidates`.
+    """
+    if not pixel_tiles.supports(work):
+        return
+    lanes = _widest_lanes(work, target)
+    for height in _EVERY_HEIGHT:
+        cells = padded_stored(pattern, height)
+        for vectors in range(1, _most_vectors(work, lanes, height, target) + 1):
+            for tile in _fitting_tiles(work, lanes, height, vectors, target):
+                predicted = waiting(vectors * height) * predict_us(cells, _cost(work, tile), height, target)
+                yield from (Candidate(schedule, predicted) for schedule in _orders(work, tile))
+
+
+def _fitting_tiles(work: Workload, lanes: int, height: int, vectors: int, target: CpuTarget) -> list[PixelsSchedule]:
+    """Return the tiles of so many vectors, the plain one first, with a tail and of gapless planes where those fit."""
+    plain = PixelsSchedule(lanes, height, vectors, "pixels")
+    taps = [plain, replace(plain, gapless=True)] if work.shape.kernel[2] > 1 else [plain]
+    room = vectors * (height + 1) + 1 + _TAIL_REGISTERS <= target.registers and lanes % height == 0
+    tails = [replace(tile, tail=1) for tile in taps] if room else []
+    return [tile for tile in (*taps, *tails) if pixel_tiles.fits(work, tile)]
+
+
+def _cost(work: Workload, schedule: PixelsSchedule) -> float:
+    """Return the pixels that take as long as those computed: of a tail, one takes as long as a vector of every row."""
+    tails = pixel_tiles.tiles_of(work, schedule) * schedule.tail
+    computed = pixel_tiles.computed_pixels(work, schedule) + tails * (schedule.lanes / schedule.rows - 1)
+    return computed * (_GAPLESS_COST if schedule.gapless else 1.0)
+
+
+def _orders(work: Workload, tile: PixelsSchedule) -> list[PixelsSchedule]:
+    """Return what threads may share within an image, and in which order.
+
+    A batch as large as the threads is shared by image. Outputs that stay in the caches need not be written in long
+    runs; alone a layer may then be as fast block by block, yet not in a model, where its input lies further away.
+    """
+    by_block, sharing_blocks = replace(tile, by_block=True), replace(tile, split="blocks")
+    if work.shape.batch >= work.threads:
+        return [tile, by_block]
+    if pixel_tiles.tiles_of(work, tile) < 2 * work.threads:
+        return [sharing_blocks]
+    if work.y.numel > work.threads * CACHE_CELLS:
+        return [tile, by_block, sharing_blocks]
+    return [tile, sharing_blocks]
