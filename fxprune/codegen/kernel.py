@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from fxprune.annotation import IndexArray, RowGroupPattern
 from fxprune.codegen.cpu import pixel_tiles, pixels, row_walk, rows
-from fxprune.codegen.cpu.ahead import PAIR, ahead_cells
+from fxprune.codegen.cpu.ahead import ahead_cells
 from fxprune.codegen.cpu.depthwise import DepthwiseSchedule, build_depthwise_kernel, pack_depthwise
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.planes import plane_offsets
@@ -26,6 +25,7 @@ from fxprune.codegen.format import Float32Array, PackedWeight, pack
 from fxprune.codegen.memory import Pool, rounded
 from fxprune.codegen.runs import first_channels
 from fxprune.codegen.schedules import Schedule, stored_pattern
+from fxprune.codegen.shares import cut_units
 from fxprune.codegen.workload import Workload, column_offsets
 from fxprune.errors import CodegenError
 
@@ -43,8 +43,8 @@ class LayerKernel:
         arrays: Arguments between the input and the output, in the kernel's order.
         scratch_cells: float32 cells of scratch that the kernel needs; 0 = it takes none.
         channel_map: Position of each output channel in the output buffer, [O]; None = in order.
-        cut: First unit (a tile of a block, in the order of `_units`) of every thread, [threads + 1]; None without a
-            packed weight.
+        cut: First unit (a tile of a block, in the order of `shares.list_units`) of every thread, [threads + 1]; None
+            without a packed weight.
     """
 
     work: Workload
@@ -69,46 +69,10 @@ class LayerKernel:
     @property
     def computed_pixels(self) -> int:
         """Output positions that the kernel computes, wasted ones included."""
-        schedule = self._packed_schedule
-        if isinstance(schedule, RowsSchedule):
-            return row_walk.computed_pixels(self.work, schedule)
-        return pixel_tiles.computed_pixels(self.work, schedule)
-
-    def thread_blocks(self, thread: int) -> tuple[int, int]:
-        """Return the first block whose values a thread reads, and one past the last."""
-        assert self.packed is not None
-        assert self.cut is not None
-        schedule = self._packed_schedule
-        by_rows = isinstance(schedule, RowsSchedule)
-        if schedule.split == "pixels" or (not by_rows and self.work.shape.batch >= self.work.threads):
-            return 0, self.packed.blocks
-        tiles = self._tiles()
-        return int(self.cut[thread]) // tiles, -(-int(self.cut[thread + 1]) // tiles)
-
-    def pairs_read(self, thread: int) -> int:
-        """Count the pairs of columns that a thread multiplies, once for every tile; of one image where all share it."""
-        assert self.cut is not None
-        assert self.packed is not None
-        pairs, tiles = self.packed.length // PAIR, self._tiles()
-        threads, batch = self.work.threads, self.work.shape.batch
-        schedule = self._packed_schedule
-        if isinstance(schedule, PixelsSchedule) and batch >= threads:
-            return len(range(thread, batch, threads)) * tiles * int(pairs.sum())
-        if schedule.split == "blocks" or isinstance(schedule, PixelsSchedule):
-            units = _units(pairs, np.ones(tiles, np.int32), schedule.split)
-            return int(units[self.cut[thread] : self.cut[thread + 1]].sum())
-        return (tiles * (thread + 1) // threads - tiles * thread // threads) * int(pairs.sum())
-
-    def _tiles(self) -> int:
-        schedule = self._packed_schedule
-        if isinstance(schedule, RowsSchedule):
-            return row_walk.tiles_of(self.work, schedule)
-        return pixel_tiles.tiles_of(self.work, schedule)
-
-    @property
-    def _packed_schedule(self) -> RowsSchedule | PixelsSchedule:
-        assert isinstance(self.schedule, RowsSchedule | PixelsSchedule)
-        return self.schedule
+        if isinstance(self.schedule, RowsSchedule):
+            return row_walk.computed_pixels(self.work, self.schedule)
+        assert isinstance(self.schedule, PixelsSchedule)
+        return pixel_tiles.computed_pixels(self.work, self.schedule)
 
     def script(self, name: str) -> str:
         """Return the TVMScript of the function under a global symbol."""
@@ -177,12 +141,12 @@ def make_kernel(
     head = (values, offsets, packed.begin, packed.length, packed.base)
     ahead = np.zeros(ahead_cells(work.threads), np.int32)
     if not isinstance(schedule, RowsSchedule):
-        cut = _cuts(packed, pixel_tiles.tile_widths(work, schedule), work.threads, schedule.split)
+        cut = cut_units(packed, pixel_tiles.tile_widths(work, schedule), work.threads, schedule.split)
         lists = (*head, packed.rows, packed.count, lane_bias, cut, ahead)
         return LayerKernel(work, schedule, packed, lists, cells, None, cut, None)
     widths = row_walk.tile_widths(work, schedule)
     tiles = widths.size
-    cut = _cuts(packed, widths, work.threads, "blocks")
+    cut = cut_units(packed, widths, work.threads, "blocks")
     if group_order:
         first, positions = np.arange(packed.blocks, dtype=np.int32) * schedule.height, group_channel_map(packed)
     else:
@@ -220,25 +184,6 @@ def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map
         else:
             parts.append(column_offsets(group.columns, conv_group, work, input_map))
     return np.concatenate(parts)
-
-
-def _units(length: IndexArray, widths: IndexArray, split: Literal["pixels", "blocks"]) -> NDArray[np.integer]:
-    """Return what every unit takes: tile-major where the threads share pixels, block-major where blocks.
-
-    Args:
-        length: What a block takes for a tile of width 1, [blocks].
-        widths: Width of every tile, [tiles].
-        split: What the threads share.
-    """
-    return np.outer(widths, length).ravel() if split == "pixels" else np.outer(length, widths).ravel()
-
-
-def _cuts(packed: PackedWeight, widths: IndexArray, threads: int, split: Literal["pixels", "blocks"]) -> IndexArray:
-    """Split the units so that every thread multiplies about as many cells, [threads + 1]."""
-    cost = np.cumsum(_units(packed.length + 1, widths, split), dtype=np.int64)
-    wanted = cost[-1] * np.arange(1, threads) / threads
-    inner = np.searchsorted(cost, wanted)
-    return np.concatenate(([0], inner, [cost.size])).astype(np.int32)
 
 
 def _check_sizes(work: Workload, weight: int, scratch: int) -> None:

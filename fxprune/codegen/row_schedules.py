@@ -155,6 +155,8 @@ def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: C
         shared += [replace(small, prefetch=True)] if small else []
     if count >= _CHUNK * work.threads and cells > _WEIGHT_CELLS:
         shared.append(replace(best, chunk=_CHUNK))
+    if count >= 2 * work.threads and cells > CACHE_CELLS:
+        shared.append(replace(best, chunk=0))
     if work.threads > 1 and count < 64 * work.threads:
         shared.append(replace(best, split="blocks"))
     yield from (Candidate(schedule, predicted) for schedule in shared)

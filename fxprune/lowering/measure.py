@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from fxprune.codegen.ahead import look_ahead
 from fxprune.codegen.build import Library
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.memory import Pool, rounded
@@ -153,6 +154,7 @@ class Rig:
         scratch = Pool(kernel.scratch_cells).take(kernel.scratch_cells) if kernel.scratch_cells else None
         x, y = self._x[: work.x.numel], self._y[: work.y.numel]
         bound = BoundKernel(library[name], kernel, x, y, residual, scratch)
+        look_ahead([(kernel, bound)])
 
         def run(_library: Library = library) -> None:
             bound.run()

@@ -15,6 +15,7 @@ from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.kernel import BoundKernel
 from fxprune.codegen.memory import Pool
+from fxprune.codegen.reading import blocks_read, tiles_in_turn
 from fxprune.codegen.target import parse_target
 from fxprune.codegen.workload import LINE_CELLS
 from tests.codegen.suite import TOLERANCE, Buffers, Case, Suite, conv, draw_pattern, in_order, largest_error, linear
@@ -24,7 +25,7 @@ SLACK = 2**16
 """Cells behind the last weights: a block's columns may ask past the end."""
 
 _QUESTION = re.compile(
-    r'T\.evaluate\(T\.call_llvm_intrin\("void", "llvm\.prefetch", T\.address_of\((W\[.*\])\), .*\)\)'
+    r'T\.evaluate\(T\.call_llvm_intrin\("void", "llvm\.prefetch", T\.address_of\(W\[(.*)\]\), .*\)\)'
 )
 
 SQUARE = conv(20, 48, (9, 10), 3, padding=1)
@@ -37,17 +38,35 @@ CASES = {
         s := conv(20, 48, (5, 9), 3, padding=1, batch=3), PixelsSchedule(8, 2, 1, "pixels"), draw_pattern(s, (2,))
     ),
     "linear": Case(s := linear(1, 300, 64), RowsSchedule(8, 2, (1, 1), "blocks"), draw_pattern(s, (16,))),
+    "rows_by_long_pixels": Case(SQUARE, RowsSchedule(8, 2, (1, 5), "pixels", 0), draw_pattern(SQUARE, (16,))),
+    "pixels_by_long_pixels": Case(SQUARE, PixelsSchedule(8, 4, 1, "pixels", by_block=True), draw_pattern(SQUARE, (4,))),
+    "pixels_by_long_images": Case(
+        s := conv(20, 48, (5, 9), 3, padding=1, batch=3),
+        PixelsSchedule(8, 2, 1, "pixels", by_block=True),
+        draw_pattern(s, (2,)),
+    ),
 }
+IN_TURN = {
+    "rows_by_pixels": 2,
+    "rows_by_blocks": 36,
+    "rows_by_long_pixels": 9,
+    "pixels_by_blocks": 13,
+    "pixels_by_long_pixels": 6,
+    "pixels_by_long_images": 7,
+}
+"""Tiles that run under one block, of the cases that ask for weights of their own."""
 
 
 class Row:
     """All cases bound in a row, packed into one pool."""
 
-    def __init__(self, suite: Suite, names: list[str], *, marking: bool) -> None:
+    def __init__(self, suite: Suite, names: list[str], *, marking: bool, last: int = 2**30) -> None:
+        """Bind them; questions for a cell behind `last` of a kernel's values mark that one."""
         self.kernels = [suite.kernels[name] for name in names]
         scripts = {name: kernel.script(name) for name, kernel in zip(names, self.kernels, strict=True)}
         if marking:
-            scripts = {name: _QUESTION.sub(rf"\1 = T.float32({MARK})", text) for name, text in scripts.items()}
+            mark = rf"W[T.min(\1, {last})] = T.float32({MARK})"
+            scripts = {name: _QUESTION.sub(mark, text) for name, text in scripts.items()}
         library = Library(scripts, parse_target("cpu", 2))
         pool = Pool(sum(kernel.pool_cells for kernel in self.kernels) + SLACK)
         self.buffers = [
@@ -129,6 +148,75 @@ def test_a_kernel_asks_for_few_lines_a_pair_of_columns_and_a_part_of_the_cache_a
         for fields in bound.arrays[-1].view(2, FIELDS):
             assert 0 < int(fields[END]) <= (3 + 1) * LINE_CELLS * UNITS
             assert 0 < int(fields[RATE]) <= PAIR * LINE_CELLS * UNITS
+
+
+@pytest.mark.parametrize("name", IN_TURN)
+def test_a_kernel_asks_for_its_own_blocks_behind_the_first(
+    suite: Suite, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asked before it, and its tiles share a block: the first of them would wait for every line."""
+    monkeypatch.setattr(ahead, "_LEAST_OWN", 1)
+    kernel = suite.kernels[name]
+    packed = kernel.packed
+    assert packed is not None
+    row = Row(suite, [name], marking=True, last=packed.values.size - 1)
+    values = row.bound[0].arrays[0]
+    assert tiles_in_turn(kernel, 0) == IN_TURN[name]
+    row.bound[0].run()
+    lines = [bool(line.any()) for line in torch.split(values.eq(MARK), LINE_CELLS)]
+    whole = [False] * len(lines)
+    for thread in range(2):
+        first, stop = blocks_read(kernel, thread)
+        end = int(packed.base[stop - 1]) + int(packed.length[stop - 1]) * packed.height
+        for line in range(-(-int(packed.base[first + 1]) // LINE_CELLS), -(-end // LINE_CELLS)):
+            whole[line] = True
+    assert lines[0] is False, "the first block is read before anything can be asked for"
+    missing = sum(wanted and not asked for wanted, asked in zip(whole, lines, strict=True))
+    assert not missing, f"{missing} of {sum(whole)} lines were not asked for"
+
+
+@pytest.mark.parametrize("name", ["linear", "pixels_by_pixels", "pixels_by_images"])
+def test_a_kernel_whose_tiles_share_no_block_does_not_ask_for_its_own_weights(
+    suite: Suite, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "_LEAST_OWN", 1)
+    row = Row(suite, [name], marking=False)
+    assert tiles_in_turn(row.kernels[0], 0) == 1
+    assert not row.bound[0].arrays[-1].any()
+
+
+def test_a_kernel_asks_for_its_own_weights_as_fast_as_it_first_reads_them(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes over them again for every two of its nine tiles; later asks would find them in the cache."""
+    monkeypatch.setattr(ahead, "_LEAST_OWN", 1)
+    fields = Row(suite, ["rows_by_pixels"], marking=False).bound[0].arrays[-1].view(2, FIELDS)
+    assert fields[:, RATE].tolist() == [PAIR * 8 * UNITS // 2] * 2
+
+
+def test_a_kernel_goes_on_where_the_one_before_it_stopped(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "_LEAST_OWN", 1)
+    monkeypatch.setattr(ahead, "_MACS_PER_LINE", 1)
+    name = "rows_by_blocks"
+    packed = suite.kernels[name].packed
+    assert packed is not None
+    block = int(packed.base[1]) // LINE_CELLS
+    for asked, wanted in ((block // 2, block), (block + 3, block + 3)):
+        monkeypatch.setattr(ahead, "_MOST_LINES", asked)
+        row = Row(suite, ["pixels_by_pixels", name], marking=False)
+        assert int(row.bound[1].arrays[-1][FIRST]) == wanted * LINE_CELLS
+
+
+def test_a_kernel_asks_for_its_own_weights_where_they_are_many_and_can_be_counted(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of a cell are counted in 32 bits."""
+    name = "rows_by_blocks"
+    assert not Row(suite, [name], marking=False).bound[0].arrays[-1].any(), "so few stay in the cache"
+    monkeypatch.setattr(ahead, "_LEAST_OWN", 1)
+    monkeypatch.setattr(ahead, "_MOST_OWN", 5)
+    fields = Row(suite, [name], marking=False).bound[0].arrays[-1].view(2, FIELDS)
+    assert fields[:, END].tolist() == [5 * LINE_CELLS * UNITS] * 2
 
 
 def test_a_model_of_depthwise_layers_asks_for_nothing() -> None:

@@ -119,6 +119,15 @@ def test_every_candidate_can_be_written(name: str) -> None:
             )
 
 
+def test_weights_that_fill_the_cache_are_read_once_by_a_thread_in_some_candidate() -> None:
+    """A block serves all tiles of a thread, so that it is read from memory while it is multiplied."""
+    shape, target = SHAPES["resnet_7x7"], TARGETS["avx512"]
+    for density, wanted in ((1.0, True), (0.05, False)):
+        pattern = draw_pattern(shape, (32,), density)
+        found = [one.schedule for one in rows_candidates(rows_work(shape, target), pattern, target)]
+        assert any(isinstance(one, RowsSchedule) and one.chunk == 0 for one in found) is wanted
+
+
 def test_fewer_cells_are_predicted_faster() -> None:
     shape, target = SHAPES["resnet_3x3"], TARGETS["avx512"]
     for candidates, work in ((rows_candidates, rows_work), (pixels_candidates, pixels_work)):
