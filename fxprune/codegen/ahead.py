@@ -120,7 +120,7 @@ def _ask_itself(asker: _Asker, left: tuple[int, int], kernel: LayerKernel, bound
     packed, tiles, (first, stop) = kernel.packed, tiles_in_turn(kernel, thread), blocks_read(kernel, thread)
     assert packed is not None
     address, lines = left
-    if tiles < 2 or stop - first < 2 or not _is_inside(address, bound.arrays[0]):
+    if tiles < 2 or stop - first < 2 or not asker.pairs or not _is_inside(address, bound.arrays[0]):
         return
     second = bound.arrays[0].data_ptr() + 4 * int(packed.base[first + 1])
     read = max(0, (second - address) // (4 * LINE_CELLS))

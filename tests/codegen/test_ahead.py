@@ -15,7 +15,7 @@ from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.kernel import BoundKernel
 from fxprune.codegen.memory import Pool
-from fxprune.codegen.reading import blocks_read, tiles_in_turn
+from fxprune.codegen.reading import blocks_read, pairs_read, tiles_in_turn
 from fxprune.codegen.target import parse_target
 from fxprune.codegen.workload import LINE_CELLS
 from tests.codegen.suite import TOLERANCE, Buffers, Case, Suite, conv, draw_pattern, in_order, largest_error, linear
@@ -182,6 +182,16 @@ def test_a_kernel_whose_tiles_share_no_block_does_not_ask_for_its_own_weights(
     monkeypatch.setattr(ahead, "_LEAST_OWN", 1)
     row = Row(suite, [name], marking=False)
     assert tiles_in_turn(row.kernels[0], 0) == 1
+    assert not row.bound[0].arrays[-1].any()
+
+
+def test_a_kernel_of_single_columns_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks with every pair of columns, and has none."""
+    monkeypatch.setattr(ahead, "_LEAST_OWN", 1)
+    pattern = draw_pattern(SQUARE, (16,), columns=1)
+    suite = Suite({"single": Case(SQUARE, RowsSchedule(8, 2, (1, 3), "blocks"), pattern)})
+    row = Row(suite, ["single"], marking=False)
+    assert not pairs_read(row.kernels[0], 0)
     assert not row.bound[0].arrays[-1].any()
 
 
