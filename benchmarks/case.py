@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +13,8 @@ from torch import nn
 
 from benchmarks.cut import CutNetwork
 from benchmarks.macs import MacCount, count_macs
-from benchmarks.masks import apply_masks, make_masks, restore_scale
-from benchmarks.models import build_model, make_input
+from benchmarks.masks import STRUCTURES, apply_masks, make_masks, restore_scale
+from benchmarks.models import MODELS, build_model, make_input
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,29 @@ class Case:
         """The whole case in words."""
         cut = ", dense engines on the cut network" if self.cut else ""
         return f"{self.model}, batch {self.batch}, {self.mask_label}, sparsity {self.sparsity:g}{cut}"
+
+
+def add_case_options(parser: argparse.ArgumentParser, models: Sequence[str] = MODELS) -> None:
+    """Add the options of one case, and of the threads that run it.
+
+    Args:
+        parser: The command line.
+        models: Names to choose from.
+    """
+    add, threads = parser.add_argument, min(2, len(os.sched_getaffinity(0)))
+    add("--model", choices=models, default="resnet50", metavar="NAME", help=", ".join(models))
+    add("--batch", type=int, default=1, metavar="N", help="batch size (1)")
+    add("--sparsity", type=float, default=0.8, metavar="S", help="share of pruned weights (0.8)")
+    kinds = f"{', '.join(STRUCTURES)} (rowgroup)"
+    add("--structure", choices=STRUCTURES, default="rowgroup", metavar="KIND", help=kinds)
+    add("--rows", type=int, default=32, metavar="R", help="height of the row groups (32)")
+    add("--threads", type=int, default=threads, help=f"threads ({threads})")
+
+
+def read_case(options: argparse.Namespace) -> Case:
+    """Return the case that the options of `add_case_options` name."""
+    rows = options.rows if options.structure == "rowgroup" else 0
+    return Case(options.model, options.batch, options.structure, options.sparsity, rows)
 
 
 @dataclass(frozen=True)

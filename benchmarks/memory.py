@@ -11,7 +11,6 @@ import ctypes
 import dataclasses
 import gc
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,10 +21,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.case import Case, build_problem
+from benchmarks.case import Case, add_case_options, build_problem, read_case
 from benchmarks.console import make_on_step, open_progress
-from benchmarks.masks import STRUCTURES
-from benchmarks.models import MODELS
 from benchmarks.peers import PEERS, Forward, PeerError, Setting, build_peer
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -111,8 +108,7 @@ def measure_in_subprocess(name: str, case: Case, threads: int) -> MemoryResult:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the peers and print one row for each; return 1 if one of them failed."""
     options = _build_parser().parse_args(arguments)
-    rows = options.rows if options.structure == "rowgroup" else 0
-    case = Case(options.model, options.batch, options.structure, options.sparsity, rows)
+    case = read_case(options)
     if options.child:
         return _run_child(options.child, case, options.threads)
     console = Console()
@@ -149,12 +145,7 @@ def _build_parser() -> argparse.ArgumentParser:
     names = [peer.name for peer in PEERS]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--model", choices=MODELS, default="resnet50")
-    add("--batch", type=int, default=1)
-    add("--sparsity", type=float, default=0.8)
-    add("--structure", choices=STRUCTURES, default="rowgroup")
-    add("--rows", type=int, default=32)
-    add("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
+    add_case_options(parser)
     add("--peers", nargs="+", choices=names, default=["eager", "fxprune"])
     add("--child", choices=names, help=argparse.SUPPRESS)
     return parser

@@ -21,9 +21,8 @@ import torch
 from rich.console import Console
 
 import fxprune
-from benchmarks.case import Case, Problem, build_problem
+from benchmarks.case import Problem, add_case_options, build_problem, read_case
 from benchmarks.console import format_machine
-from benchmarks.models import MODELS
 from benchmarks.result import start_run, write_json
 from benchmarks.timing import Schedule, time_interleaved
 from fxprune.tuning.measure import build_batch
@@ -102,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Search, compare, print and write."""
     options = _build_parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
-    case = Case(options.model, options.batch, "rowgroup", options.sparsity, options.rows)
+    case = read_case(options)
     problem, run, console = build_problem(case), start_run(options.threads, Schedule()), Console()
     found: dict[str, object] = {"machine": dataclasses.asdict(run), "case": dataclasses.asdict(case)}
     with tempfile.TemporaryDirectory() as folder:
@@ -121,13 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
-    parser.add_argument("--model", choices=MODELS, default="resnet50")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--sparsity", type=float, default=0.8)
-    parser.add_argument("--rows", type=int, default=32, help="rows of a group")
+    add_case_options(parser)
     parser.add_argument("--seconds", type=float, default=540, help="of the limited search")
     parser.add_argument("--batches", type=int, default=40, help="batches of eight trials to build with 1 and 2 workers")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="benchmarks/results/search.json")
     return parser
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from benchmarks.case import add_case_options
 from benchmarks.layers.measure import find_convolutions, measure_layers
 from benchmarks.layers.text import format_layers
-from benchmarks.masks import STRUCTURES, make_masks
+from benchmarks.masks import make_masks
 from benchmarks.models import CONVOLUTIONAL, build_model, make_input
 from benchmarks.neighbours import NeighbourWatch
 from benchmarks.result import start_run
@@ -56,22 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    threads = min(2, len(os.sched_getaffinity(0)))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.layers", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--model", choices=CONVOLUTIONAL, default="resnet50", metavar="NAME", help=", ".join(CONVOLUTIONAL))
-    add("--batch", type=int, default=1, metavar="N", help="batch size (1)")
-    add("--sparsity", type=float, default=0.8, metavar="S", help="share of pruned weights (0.8)")
-    add(
-        "--structure",
-        choices=STRUCTURES,
-        default="rowgroup",
-        metavar="KIND",
-        help=f"{', '.join(STRUCTURES)} (rowgroup)",
-    )
-    add("--rows", type=int, default=32, metavar="R", help="height of the row groups (32)")
+    add_case_options(parser, CONVOLUTIONAL)
     add("--rounds", type=int, default=30, help="rounds of every measurement (30)")
-    add("--threads", type=int, default=threads, help=f"threads ({threads})")
     add("--database", type=Path, metavar="FILE", help="records of `fxprune tune`: their best kernels are timed too")
     add("--output", type=Path, metavar="FILE", help="the JSON file (benchmarks/results/...)")
     return parser
