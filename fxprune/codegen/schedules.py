@@ -43,7 +43,7 @@ CLOSE = 1.1
 """Block heights predicted within this factor of the best are worth a measurement."""
 
 CACHE_CELLS = 2**18
-"""float32 cells, 1 MB, of an activation that no longer stays in the L2 cache of a core."""
+"""float32 cells, 1 MB, of an activation or a weight that no longer stays in the L2 cache of a core."""
 
 
 @dataclass(frozen=True)
