@@ -60,9 +60,13 @@ def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarge
             continue
         cells, most = padded_stored(pattern, height), _most_vectors(work, lanes, height, target)
         for vectors in dict.fromkeys(min(count, most) for count in _TILES[height] if most):
-            tile = min(_fitting_tiles(work, lanes, height, vectors, target), key=lambda one: _cost(work, one))
-            predicted = predict_us(cells, _cost(work, tile), height, target)
-            yield from (Candidate(schedule, predicted) for schedule in _orders(work, tile))
+            fitting = _fitting_tiles(work, lanes, height, vectors, target)
+            cheapest = min(fitting, key=lambda one: _cost(work, one))
+            for tile in dict.fromkeys(
+                [cheapest, fitting[0]] if pixel_tiles.reads_behind(work, fitting[0]) else [cheapest]
+            ):
+                predicted = predict_us(cells, _cost(work, tile), height, target)
+                yield from (Candidate(schedule, predicted) for schedule in _orders(work, tile))
 
 
 def pixels_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:

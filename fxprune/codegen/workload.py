@@ -28,13 +28,14 @@ LINE_CELLS = 16
 """float32 cells of a cache line."""
 
 
-def spread_channels(channels: int) -> int:
-    """Return the channels to store so that pixels begin on cache lines, and neighbours in different sets of the L1.
+def spread_cells(cells: int) -> int:
+    """Return the cells of a pixel or a plane to store, so that neighbours begin on cache lines in different sets.
 
-    A vector across two lines costs two accesses. A pixel step that is a multiple of 512 bytes puts the pixels of a tile
-    into a few of 64 sets; one more cache line a pixel spreads them. Few channels stay as they are.
+    A vector across two lines costs two accesses. A step that is a multiple of 512 bytes puts the pixels of a tile, or
+    its columns, into a few of the 64 sets of the L1; one more cache line a step spreads them. Few cells stay as they
+    are.
     """
-    whole = -(-channels // LINE_CELLS) * LINE_CELLS if channels > LINE_CELLS else channels
+    whole = -(-cells // LINE_CELLS) * LINE_CELLS if cells > LINE_CELLS else cells
     return whole + LINE_CELLS if whole % 128 == 0 else whole
 
 
@@ -106,6 +107,7 @@ class Layout:
         spatial: Depth, height, width without halo.
         halo: Zero cells around each image; "nchw" buffers have none.
         cells: Type of a cell.
+        spread: Whether planes begin on cache lines, with cells of no meaning behind each; only of "nchw".
     """
 
     order: Literal["nhwc", "nchw", "chwn"]
@@ -114,6 +116,7 @@ class Layout:
     spatial: Triple
     halo: Halo = NO_HALO
     cells: CellType = "float32"
+    spread: bool = False
 
     @property
     def padded(self) -> Triple:
@@ -124,7 +127,12 @@ class Layout:
     @property
     def numel(self) -> int:
         """Elements of the buffer."""
-        return self.batch * self.channels * prod(self.padded)
+        return self.batch * self.channels * (self.plane if self.order == "nchw" else prod(self.padded))
+
+    @property
+    def plane(self) -> int:
+        """Cells from one plane of "nchw" to the next."""
+        return spread_cells(prod(self.spatial)) if self.spread else prod(self.spatial)
 
     @property
     def cell_bytes(self) -> int:
@@ -141,7 +149,7 @@ class Layout:
         if self.order == "chwn":
             n = self.batch
             return 1, depth * height * width * n, height * width * n, width * n, n
-        return c * depth * height * width, depth * height * width, height * width, width, 1
+        return c * self.plane, self.plane, height * width, width, 1
 
     @property
     def origin(self) -> int:

@@ -13,7 +13,7 @@ from fxprune.codegen.cpu.transpose import build_transpose_kernel
 from fxprune.codegen.kernel import BoundUnary
 from fxprune.codegen.memory import Pool, rounded
 from fxprune.codegen.target import CpuTarget
-from fxprune.codegen.workload import Layout, Triple, spread_channels
+from fxprune.codegen.workload import Layout, Triple, spread_cells
 from fxprune.lowering.known import Known
 from fxprune.lowering.measure import time_calls
 from fxprune.records.record import Record
@@ -83,8 +83,8 @@ def _measure(sizes: list[Size], target: CpuTarget) -> dict[Size, float]:
     """Time the copy of every size into planes, seconds; the way back moves the same cells."""
     pairs = []
     for batch, channels, image in sizes:
-        x = Layout("nhwc", batch, spread_channels(channels), image)
-        pairs.append((x, Layout("nchw", batch, channels, image)))
+        x = Layout("nhwc", batch, spread_cells(channels), image)
+        pairs.append((x, Layout("nchw", batch, channels, image, spread=True)))
     scripts = {
         f"copy_{number}": build_transpose_kernel(f"copy_{number}", x, y, y.channels, target.lanes, target.threads)
         for number, (x, y) in enumerate(pairs)

@@ -15,7 +15,7 @@ from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.memory import Pool, rounded
 from fxprune.codegen.schedules import Candidate, block_lanes, may_overwrite
 from fxprune.codegen.target import CpuTarget
-from fxprune.codegen.workload import Halo, Layout, Workload, spread_channels
+from fxprune.codegen.workload import Halo, Layout, Workload, spread_cells
 from fxprune.lowering.choice import Case, family_of
 from fxprune.lowering.dense import build_dense
 from fxprune.lowering.geometry import buffer_view
@@ -105,11 +105,11 @@ def trial_workload(trial: Trial, family: str, threads: int, lanes: int | None = 
     """
     shape, layer = trial.case.shape, trial.case.layer
     if family == "pixels":
-        x = Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in)
-        y = Layout("nchw", shape.batch, shape.channels_out, shape.spatial_out)
+        x = Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in, spread=True)
+        y = Layout("nchw", shape.batch, shape.channels_out, shape.spatial_out, spread=True)
     else:
-        channels = spread_channels(shape.channels_out if lanes is None else lanes)
-        x = Layout("nhwc", shape.batch, spread_channels(shape.channels_in), shape.spatial_in, trial.x_halo)
+        channels = spread_cells(shape.channels_out if lanes is None else lanes)
+        x = Layout("nhwc", shape.batch, spread_cells(shape.channels_in), shape.spatial_in, trial.x_halo)
         y = Layout("nhwc", shape.batch, channels, shape.spatial_out, trial.y_halo)
     return Workload(shape, x, y, y if layer.residual else None, layer.activation, layer.activation_args, threads)
 

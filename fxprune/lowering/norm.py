@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxprune.codegen.cpu.layer_norm import fit_lanes
-from fxprune.codegen.workload import Layout, spread_channels
+from fxprune.codegen.workload import Layout, spread_cells
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
 from fxprune.nodes import bind
@@ -53,7 +53,7 @@ class Normalisation:
         Args:
             spread: Whether kernels gather columns there.
         """
-        return Layout("nhwc", 1, spread_channels(self.channels) if spread else self.channels, (1, 1, self.tokens))
+        return Layout("nhwc", 1, spread_cells(self.channels) if spread else self.channels, (1, 1, self.tokens))
 
 
 def find_norms(

@@ -18,7 +18,7 @@ from torch import fx
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.memory import rounded
 from fxprune.codegen.schedules import block_lanes
-from fxprune.codegen.workload import LINE_CELLS, NO_HALO, ConvShape, Halo, Layout, Workload, spread_channels
+from fxprune.codegen.workload import LINE_CELLS, NO_HALO, ConvShape, Halo, Layout, Workload, spread_cells
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
 from fxprune.lowering.flattened import image_of_rows, rows_layout
@@ -156,17 +156,17 @@ def plan_layouts(
         if private:
             channels = block_lanes(patterns[node], schedule, shape.groups)
         if family == "rows" and any(user in pools or families.get(user) == "rows" for user in node.users):
-            channels = spread_channels(channels)
+            channels = spread_cells(channels)
         halo = wanted_halo(node, _kind(layer), layers, shapes, families) if family == "rows" else NO_HALO
         order: Order = "nhwc" if family == "rows" else "nchw"
-        y = Layout(order, shape.batch, channels, shape.spatial_out, halo)
+        y = Layout(order, shape.batch, channels, shape.spatial_out, halo, spread=family == "pixels")
         source, residual_source = (
             _find_source(other, _kind(layer), order, kinds, outputs) for other in (layer.input, layer.residual)
         )
         for turned in (source, residual_source):
             if isinstance(turned, Turned) and turned not in outputs:
                 outputs[turned] = _turned_layout(turned, outputs[turned.node], layers, shapes, families)
-        plain = replace(y, channels=shape.channels_out, halo=NO_HALO)
+        plain = replace(y, channels=shape.channels_out, halo=NO_HALO, spread=False)
         images = image_of_rows(layer, kinds) if family == "rows" else None
         if images is not None:
             source, x, staged = images, rows_layout(outputs[images]), False
@@ -203,9 +203,9 @@ def _turned_layout(
 ) -> Layout:
     """Return the layout of a copy: with what its readers need, if it is channels-last."""
     if x.order == "nhwc":
-        return Layout("nchw", x.batch, turned.channels, x.spatial)
+        return Layout("nchw", x.batch, turned.channels, x.spatial, spread=True)
     halo = wanted_halo(turned.node, ("conv", turned.dims), layers, shapes, families)
-    return Layout("nhwc", x.batch, spread_channels(turned.channels), x.spatial, halo)
+    return Layout("nhwc", x.batch, spread_cells(turned.channels), x.spatial, halo)
 
 
 def _pool_layout(
@@ -216,9 +216,9 @@ def _pool_layout(
 ) -> Layout:
     """Return the layout of a pool's output: with what its readers need, if they are row-lane layers."""
     if pool.order == "nchw":
-        return Layout("nchw", pool.batch, pool.channels, pool.spatial_out)
+        return Layout("nchw", pool.batch, pool.channels, pool.spatial_out, spread=True)
     read = any(families.get(user) == "rows" for user in pool.node.users)
-    channels = spread_channels(pool.channels) if read else pool.channels
+    channels = spread_cells(pool.channels) if read else pool.channels
     halo = wanted_halo(pool.node, POOL_KIND, layers, shapes, families)
     return Layout("nhwc", pool.batch, channels, pool.spatial_out, halo)
 
@@ -237,7 +237,8 @@ def _input_layout(
     if source is not None:
         return outputs[source], False
     if family == "pixels":
-        return Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in), False
+        copied = layer.kind == "linear"
+        return Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in, spread=copied), False
     halo = wanted_halo(layer.input, _kind(layer), layers, shapes, families)
     return Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in, halo), halo != NO_HALO
 

@@ -15,7 +15,7 @@ from fxprune.codegen.kernel import BoundUnary
 from fxprune.codegen.target import parse_target
 from fxprune.codegen.workload import Layout
 from tests.codegen.pooling import check_equals_torch, check_nan_stays
-from tests.codegen.suite import guards_are_intact, poisoned, view
+from tests.codegen.suite import guards_are_intact, place, poisoned, view
 
 Pair = tuple[int, int]
 
@@ -28,16 +28,18 @@ def _work(
     padding: Pair = (0, 0),
     *,
     ceil: bool = False,
+    spread: bool = True,
 ) -> PoolWorkload:
     """Return the pooling of [N, C, H, W]; the size of a mean's output is that of the maximum."""
     like = F.max_pool2d(torch.empty(1, 1, *shape[2:]), window, stride, padding, ceil_mode=ceil)
-    x = Layout("nchw", shape[0], shape[1], (1, *shape[2:]))
-    y = Layout("nchw", shape[0], shape[1], (1, like.shape[2], like.shape[3]))
+    x = Layout("nchw", shape[0], shape[1], (1, *shape[2:]), spread=spread)
+    y = Layout("nchw", shape[0], shape[1], (1, like.shape[2], like.shape[3]), spread=spread)
     return PoolWorkload(kind, shape[1], x, y, window, stride, padding, 16, 2)
 
 
 CASES = {
     "resnet": _work("max", (1, 6, 14, 14), (3, 3), (2, 2), (1, 1)),
+    "resnet_touching": _work("max", (2, 6, 14, 14), (3, 3), (2, 2), (1, 1), spread=False),
     "vgg": _work("max", (2, 3, 8, 36), (2, 2), (2, 2)),
     "ceil": _work("max", (1, 5, 7, 8), (3, 3), (2, 2), ceil=True),
     "same_size": _work("max", (3, 3, 5, 3), (3, 3), (1, 1), (1, 1)),
@@ -46,6 +48,7 @@ CASES = {
     "wide_window": _work("max", (1, 2, 19, 19), (5, 5), (3, 3), (2, 2)),
     "windows": _work("mean", (2, 3, 9, 8), (3, 2), (2, 2)),
     "mean": _work("mean", (1, 64, 7, 7), (7, 7)),
+    "mean_touching": _work("mean", (1, 64, 7, 7), (7, 7), spread=False),
     "mean_batch": _work("mean", (3, 43, 5, 2), (5, 2)),
     "mean_vectors": _work("mean", (1, 3, 8, 8), (8, 8)),
     "mean_many": _work("mean", (1, 3, 19, 17), (19, 17)),
@@ -63,7 +66,7 @@ def library() -> Library:
 def _run(library: Library, name: str, x: torch.Tensor) -> torch.Tensor:
     """Run a case; returns [N, C, H, W]."""
     work, y = CASES[name], poisoned(CASES[name].y.numel)
-    BoundUnary(library[name], x.flatten(), y).run()
+    BoundUnary(library[name], place(x[:, :, None], work.x), y).run()
     assert guards_are_intact(y), "written outside the output"
     return view(y, work.y)[:, :, 0]
 

@@ -10,7 +10,7 @@ from fxprune.codegen.cpu.transpose import build_transpose_kernel
 from fxprune.codegen.kernel import BoundUnary
 from fxprune.codegen.target import parse_target
 from fxprune.codegen.workload import NO_HALO, Halo, Layout, Triple
-from tests.codegen.suite import check_halo, guards_are_intact, halo, poisoned, view
+from tests.codegen.suite import check_halo, guards_are_intact, halo, place, poisoned, view
 
 
 def _rows(batch: int, channels: int, image: Triple, around: Halo = NO_HALO) -> Layout:
@@ -30,10 +30,13 @@ ROWS = {
 }
 """Channels that are no padding, and the channels-last layout."""
 
+SPREAD = {"resnet", "around", "spare", "one_pixel", "axes_3"}
+"""Cases whose planes begin on cache lines."""
+
 
 def _planes(name: str) -> Layout:
     channels, rows = ROWS[name]
-    return Layout("nchw", rows.batch, channels, rows.spatial)
+    return Layout("nchw", rows.batch, channels, rows.spatial, spread=name in SPREAD)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,7 @@ def test_planes_of_a_channels_last_buffer(library: Library, name: str) -> None:
 def test_channels_last_buffer_of_planes(library: Library, name: str) -> None:
     channels, rows = ROWS[name]
     tensor, y = draw(name), poisoned(rows.numel)
-    BoundUnary(library[f"{name}_in"], tensor.flatten(), y).run()
+    BoundUnary(library[f"{name}_in"], place(tensor, _planes(name)), y).run()
     assert torch.equal(view(y, rows)[:, :channels], tensor)
     check_halo(y, rows)
     assert guards_are_intact(y)

@@ -62,6 +62,17 @@ def test_a_layout_is_torchs_padded_tensor(spatial: tuple[int, int, int]) -> None
     assert plain.origin == 0
 
 
+@pytest.mark.parametrize(
+    ("spatial", "plane"),
+    [((1, 7, 7), 64), ((1, 14, 14), 208), ((1, 56, 56), 3136), ((1, 4, 4), 16), ((1, 1, 3), 3), ((1, 32, 32), 1040)],
+)
+def test_spread_planes_begin_on_cache_lines_in_different_sets(spatial: tuple[int, int, int], plane: int) -> None:
+    layout = Layout("nchw", 2, 5, spatial, spread=True)
+    assert layout.plane == plane
+    assert layout.strides == (5 * plane, plane, spatial[1] * spatial[2], spatial[2], 1)
+    assert layout.numel == 10 * plane
+
+
 @pytest.mark.parametrize("shuffled", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_offsets_lead_to_the_tap_of_each_column(shape: ConvShape, shuffled: bool) -> None:

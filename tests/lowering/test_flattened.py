@@ -97,15 +97,16 @@ def test_an_image_that_others_read_too(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(Layout("nhwc", 2, 5, (1, 3, 4)), id="channels-last"),
         pytest.param(Layout("nhwc", 2, 16, (1, 3, 4), ((0, 0), (1, 2), (3, 1))), id="halo and channels of padding"),
         pytest.param(Layout("nchw", 2, 5, (1, 3, 4)), id="planes"),
+        pytest.param(Layout("nchw", 2, 5, (1, 3, 7), spread=True), id="planes on cache lines"),
     ],
 )
 def test_positions_are_those_of_the_cells(layout: Layout) -> None:
-    x = torch.randn(2, 5, 3, 4)
+    x = torch.randn(2, 5, *layout.spatial[1:])
     buffer = torch.zeros(layout.numel)
     n, c, _, h, w = layout.strides
-    buffer.as_strided((2, 5, 3, 4), (n, c, h, w), layout.origin).copy_(x)
+    buffer.as_strided(x.shape, (n, c, h, w), layout.origin).copy_(x)
     rows = rows_layout(layout)
-    positions = cell_positions(layout, 60)
+    positions = cell_positions(layout, x[0].numel())
     found = buffer.numpy()[np.arange(2)[:, None] * rows.channels + positions]
     assert rows.numel == layout.numel
     assert np.array_equal(found, x.flatten(1).numpy())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -78,13 +79,18 @@ def image_cells(work: Workload, schedule: PixelsSchedule) -> int:
 
 
 def planes_read(work: Workload, schedule: PixelsSchedule) -> Planes:
-    """Lay out the planes that a kernel reads."""
-    return planes_of(work.shape, gapless=schedule.gapless)
+    """Lay out the planes that a kernel reads; a tail is there to end with the image."""
+    return planes_of(work, gapless=schedule.gapless, exact=schedule.tail > 0)
+
+
+def reads_behind(work: Workload, schedule: PixelsSchedule) -> bool:
+    """Whether tiles go on behind the image, so that no vector crosses a cache line."""
+    return work.shape.is_pointwise and planes_read(work, schedule).run > prod(work.shape.spatial_out)
 
 
 def most_vectors(work: Workload, lanes: int) -> int:
     """Count the vectors of the largest tile: it may read behind the run of an image only in a scratch."""
-    usual = planes_of(work.shape, gapless=False)
+    usual = planes_of(work, gapless=False, exact=False)
     return usual.run // lanes if usual.in_place else -(-usual.run // lanes)
 
 

@@ -1,6 +1,7 @@
 """The planes that a pixel-lane kernel reads: each is one flat run of cells, so that vectors need not end with a line.
 
-A 1x1 layer of stride 1 reads its input in place. Any other layer first copies one image into a scratch of zero-padded
+A 1x1 layer of stride 1 reads its input in place, and where planes begin on cache lines the cells behind each as well:
+vectors that cross no line took half the time of others at 7x7, and two thirds at 14x14. Any other layer first copies one image into a scratch of zero-padded
 planes, one for every phase of the stride that some tap reads: every tap of all output positions is then one run of
 cells, at a fixed offset. Where a line ends and the next one begins with zeros, both share those cells. Gapless planes
 have one copy for every tap of a line instead, and lines as wide as the output's: more cells to copy, none to skip.
@@ -61,16 +62,20 @@ class Planes:
         return self.lines * self.pitch
 
 
-def planes_of(shape: ConvShape, *, gapless: bool) -> Planes:
+def planes_of(work: Workload, *, gapless: bool, exact: bool) -> Planes:
     """Lay out the planes of one image; a 1x1 layer of stride 1 has one long line.
 
     Args:
-        shape: The layer.
+        work: The layer.
         gapless: Whether lines lie without gaps, a copy for every tap of a line.
+        exact: Whether the line of a 1x1 layer ends with the image, even if there are cells behind it.
     """
+    shape = work.shape
     depth, height, width = shape.spatial_out
     if shape.is_pointwise:
-        return Planes(((0, 0),), 1, depth * height * width, 0, 1, depth * height * width, 0, in_place=True)
+        room = min(layout.plane for layout in (work.x, work.y, work.residual or work.y))
+        line = depth * height * width if exact else room
+        return Planes(((0, 0),), 1, line, 0, 1, line, 0, in_place=True)
     (_, stride_h, stride_w), (_, dilation_h, dilation_w) = shape.stride, shape.dilation
     reach_h, reach_w = ((k - 1) * d for k, d in zip(shape.kernel[1:], shape.dilation[1:], strict=True))
     phases_h = sorted({tap * dilation_h % stride_h for tap in range(shape.kernel[1])})

@@ -46,24 +46,24 @@ def build_plane_pool_kernel(name: str, work: PoolWorkload) -> str:
 
 def _write_plane(script: Script, work: PoolWorkload) -> None:
     """Compute the mean of plane `u`."""
-    cells = prod(work.kernel)
+    cells, plane = prod(work.kernel), work.x.plane
     lanes = min(work.lanes, 2 ** (cells.bit_length() - 1))
     vectors, rest = divmod(cells, lanes)
     script.allocate("acc", lanes)
     with script.block(_vector(lanes)):
-        script.add(f"acc[v] = X[u * {cells} + v]")
+        script.add(f"acc[v] = X[u * {plane} + v]")
     if vectors > 1:
         loop = "unroll" if vectors <= _MOST_UNROLLED else "serial"
         with script.loops(f"for i in T.{loop}({vectors - 1})", _vector(lanes)):
-            script.add(f"acc[v] = acc[v] + X[u * {cells} + (i + 1) * {lanes} + v]")
+            script.add(f"acc[v] = acc[v] + X[u * {plane} + (i + 1) * {lanes} + v]")
     read = vectors * lanes
     while lanes > 1:
         lanes //= 2
-        more = f" + X[u * {cells} + {read} + v]" if rest & lanes else ""
+        more = f" + X[u * {plane} + {read} + v]" if rest & lanes else ""
         read += rest & lanes
         with script.block(_vector(lanes)):
             script.add(f"acc[v] = acc[v] + acc[{lanes} + v]{more}")
-    script.add(f"Y[u] = acc[0] * T.float32({1 / cells!r})")
+    script.add(f"Y[u * {work.y.plane}] = acc[0] * T.float32({1 / cells!r})")
 
 
 def _vector(lanes: int) -> str:
@@ -97,7 +97,8 @@ def _write_pixel(script: Script, work: PoolWorkload, *, clamp: bool) -> None:
         nan_or_larger = f"T.Select({x} > acc[0] or T.isnan({x}), {x}, acc[0])"
         script.add(f"acc[0] = {nan_or_larger if work.kind == 'max' else f'acc[0] + {x}'}")
     scale = "" if work.kind == "max" else f" * T.float32({1 / taps!r})"
-    script.add(f"Y[u * {work.y.spatial[2]} + w] = acc[0]{scale}")
+    _, lines, width = work.y.spatial
+    script.add(f"Y[u // {lines} * {work.y.plane} + u % {lines} * {width} + w] = acc[0]{scale}")
 
 
 def _tap(work: PoolWorkload, tap: str, *, clamp: bool) -> str:
@@ -107,4 +108,4 @@ def _tap(work: PoolWorkload, tap: str, *, clamp: bool) -> str:
     h = f"u % {lines} * {work.stride[0]} - {work.padding[0]} + {tap} // {work.kernel[1]}"
     w = f"w * {work.stride[1]} - {work.padding[1]} + {tap} % {work.kernel[1]}"
     column = f"T.max(0, T.min({w}, {width - 1}))" if clamp else f"({w})"
-    return f"(u // {lines} * {height} + T.max(0, T.min({h}, {height - 1}))) * {width} + {column}"
+    return f"u // {lines} * {work.x.plane} + T.max(0, T.min({h}, {height - 1})) * {width} + {column}"
