@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
 import numpy as np
@@ -85,7 +84,7 @@ def planes_read(work: Workload, schedule: PixelsSchedule) -> Planes:
 
 def reads_behind(work: Workload, schedule: PixelsSchedule) -> bool:
     """Whether tiles go on behind the image, so that no vector crosses a cache line."""
-    return work.shape.is_pointwise and planes_read(work, schedule).run > prod(work.shape.spatial_out)
+    return planes_read(work, schedule).behind > 0
 
 
 def most_vectors(work: Workload, lanes: int) -> int:

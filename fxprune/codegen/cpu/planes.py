@@ -1,10 +1,12 @@
 """The planes that a pixel-lane kernel reads: each is one flat run of cells, so that vectors need not end with a line.
 
-A 1x1 layer of stride 1 reads its input in place, and where planes begin on cache lines the cells behind each as well:
-vectors that cross no line took half the time of others at 7x7, and two thirds at 14x14. Any other layer first copies one image into a scratch of zero-padded
+A 1x1 layer of stride 1 reads its input in place. Any other layer first copies one image into a scratch of zero-padded
 planes, one for every phase of the stride that some tap reads: every tap of all output positions is then one run of
 cells, at a fixed offset. Where a line ends and the next one begins with zeros, both share those cells. Gapless planes
 have one copy for every tap of a line instead, and lines as wide as the output's: more cells to copy, none to skip.
+
+Planes begin on cache lines. A run that is all output and reads one line for each goes on behind the image, as far as
+input and output have cells there: vectors that cross no cache line took half the time at 7x7, two thirds at 14x14.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 
 from fxprune.annotation import IndexArray
 from fxprune.codegen.script import Script
-from fxprune.codegen.workload import ConvShape, Workload
+from fxprune.codegen.workload import ConvShape, Workload, spread_cells
 
 _LONGEST_VECTOR = 64
 """Longest line, in cells, that is copied as one vector; longer ones are left to LLVM's own vectoriser."""
@@ -40,6 +42,7 @@ class Planes:
         out_width: Pixels of an output line; the other cells of a line are no output.
         last_tap: Cells from an output position to the last one that it reads of a line.
         in_place: Whether the planes are those of the input.
+        behind: Cells behind the last output position that are computed as well; they have no meaning.
     """
 
     phases: tuple[Phase, ...]
@@ -50,16 +53,22 @@ class Planes:
     out_width: int
     last_tap: int
     in_place: bool
+    behind: int = 0
 
     @property
     def run(self) -> int:
-        """Cells from the first output position to the last."""
-        return (self.out_lines - 1) * self.pitch + self.out_width
+        """Cells from the first output position to the last that is computed."""
+        return (self.out_lines - 1) * self.pitch + self.out_width + self.behind
+
+    @property
+    def cells(self) -> int:
+        """Cells of a plane."""
+        return self.lines * self.pitch
 
     @property
     def plane(self) -> int:
-        """Cells of a plane."""
-        return self.lines * self.pitch
+        """Cells from one plane of the scratch to the next."""
+        return spread_cells(self.cells)
 
 
 def planes_of(work: Workload, *, gapless: bool, exact: bool) -> Planes:
@@ -68,27 +77,31 @@ def planes_of(work: Workload, *, gapless: bool, exact: bool) -> Planes:
     Args:
         work: The layer.
         gapless: Whether lines lie without gaps, a copy for every tap of a line.
-        exact: Whether the line of a 1x1 layer ends with the image, even if there are cells behind it.
+        exact: Whether runs end with the image, even if there are cells behind it.
     """
     shape = work.shape
     depth, height, width = shape.spatial_out
+    image = depth * height * width
+    behind = 0 if exact else min(layout.plane for layout in (work.y, work.residual or work.y)) - image
     if shape.is_pointwise:
-        room = min(layout.plane for layout in (work.x, work.y, work.residual or work.y))
-        line = depth * height * width if exact else room
-        return Planes(((0, 0),), 1, line, 0, 1, line, 0, in_place=True)
+        behind = min(behind, work.x.plane - image)
+        return Planes(((0, 0),), 1, image, 0, 1, image, 0, in_place=True, behind=behind)
     (_, stride_h, stride_w), (_, dilation_h, dilation_w) = shape.stride, shape.dilation
     reach_h, reach_w = ((k - 1) * d for k, d in zip(shape.kernel[1:], shape.dilation[1:], strict=True))
     phases_h = sorted({tap * dilation_h % stride_h for tap in range(shape.kernel[1])})
     lines = height + reach_h // stride_h
     if gapless:
         every = tuple((phase, tap * dilation_w) for phase in phases_h for tap in range(shape.kernel[2]))
-        return Planes(every, lines, width, 0, height, width, 0, in_place=False)
+        behind = behind if lines == height else 0
+        return Planes(every, lines, width, 0, height, width, 0, in_place=False, behind=behind)
     phases_w = sorted({tap * dilation_w % stride_w for tap in range(shape.kernel[2])})
     cells = width + reach_w // stride_w
     ends = [_inside(shape.spatial_in[2], stride_w, shape.padding[2][0], phase, cells) for phase in phases_w]
     shared = min(cells - width, *(min(first, cells - last) for first, last in ends))
     phases = tuple((phase_h, phase_w) for phase_h in phases_h for phase_w in phases_w)
-    return Planes(phases, lines, cells - shared, shared, height, width, reach_w // stride_w, in_place=False)
+    behind = behind if (lines, cells - shared) == (height, width) else 0
+    reach = reach_w // stride_w
+    return Planes(phases, lines, cells - shared, shared, height, width, reach, in_place=False, behind=behind)
 
 
 def count_cells(shape: ConvShape, planes: Planes, computed: int) -> int:
@@ -126,8 +139,8 @@ def plane_offsets(columns: IndexArray, group: int, work: Workload, planes: Plane
     numbers = np.zeros((stride_h, 1 + max(wide for _, wide in planes.phases)), np.int64)
     for number, phase in enumerate(planes.phases):
         numbers[phase] = number
-    plane = channel * len(planes.phases) + numbers[height % stride_h, width - skipped * stride_w]
-    offset: IndexArray = ((plane * planes.lines + height // stride_h) * planes.pitch + skipped).astype(np.int32)
+    number = channel * len(planes.phases) + numbers[height % stride_h, width - skipped * stride_w]
+    offset: IndexArray = (number * planes.plane + height // stride_h * planes.pitch + skipped).astype(np.int32)
     return offset
 
 
@@ -163,7 +176,7 @@ def write_planes(
         with script.block(f"for line in T.serial({lines[0]}, {lines[1]})"):
             _write_line(script, work, planes, phase, target, f"{image} * {n_step} + {channel} * {c_step}")
         if planes.shared:
-            _write_zeros(script, f"{target} + {planes.plane}", planes.shared)
+            _write_zeros(script, f"{target} + {planes.cells}", planes.shared)
 
 
 def _write_line(script: Script, work: Workload, planes: Planes, phase: Phase, target: str, start: str) -> None:
