@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from fxprune.annotation import RowGroupPattern
@@ -60,11 +60,7 @@ def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarge
             continue
         cells, most = padded_stored(pattern, height), _most_vectors(work, lanes, height, target)
         for vectors in dict.fromkeys(min(count, most) for count in _TILES[height] if most):
-            fitting = _fitting_tiles(work, lanes, height, vectors, target)
-            cheapest = min(fitting, key=lambda one: _cost(work, one))
-            for tile in dict.fromkeys(
-                [cheapest, fitting[0]] if pixel_tiles.reads_behind(work, fitting[0]) else [cheapest]
-            ):
+            for tile in _worth_trying(work, _fitting_tiles(work, lanes, height, vectors, target)):
                 predicted = predict_us(cells, _cost(work, tile), height, target)
                 yield from (Candidate(schedule, predicted) for schedule in _orders(work, tile))
 
@@ -93,6 +89,13 @@ def _fitting_tiles(work: Workload, lanes: int, height: int, vectors: int, target
     room = vectors * (height + 1) + 1 + _TAIL_REGISTERS <= target.registers and lanes % height == 0
     tails = [replace(tile, tail=1) for tile in taps] if room else []
     return [tile for tile in (*taps, *tails) if pixel_tiles.fits(work, tile)]
+
+
+def _worth_trying(work: Workload, tiles: Sequence[PixelsSchedule]) -> list[PixelsSchedule]:
+    """Return the cheapest tile, and the plain one if its vectors cross no cache line where the image's would."""
+    cheapest = min(tiles, key=lambda tile: _cost(work, tile))
+    plain = tiles[0]
+    return [cheapest, plain] if plain != cheapest and pixel_tiles.reads_behind(work, plain) else [cheapest]
 
 
 def _cost(work: Workload, schedule: PixelsSchedule) -> float:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fxprune.annotation import RowGroupPattern
-from fxprune.codegen.cpu import row_walk
+from fxprune.codegen.cpu import pixel_tiles, row_walk
+from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.format import in_order, is_scattered, padded_stored
 from fxprune.codegen.schedules import CACHE_CELLS, CLOSE, LATENCY, Candidate, Schedule, efficiency, predict_us, waiting
@@ -170,6 +171,8 @@ def refit(schedule: Schedule, work: Workload, target: CpuTarget) -> Schedule:
         work: The layer as it will run.
         target: The CPU.
     """
+    if isinstance(schedule, PixelsSchedule) and not pixel_tiles.fits(work, schedule):
+        return replace(schedule, vectors=pixel_tiles.most_vectors(work, schedule.lanes))
     if not isinstance(schedule, RowsSchedule) or row_walk.fits(work, schedule):
         return schedule
     best = _row_tiles(work, (schedule.lanes, schedule.vectors), target)[0]

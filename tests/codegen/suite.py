@@ -141,7 +141,8 @@ class Case:
         group_order: Whether output channels lie in the order of the blocks.
         in_place: Whether the residual is overwritten.
         x_spread: Whether planes of the input begin on cache lines.
-        y_spread: Whether those of the output and the residual do.
+        y_spread: Whether those of the output do.
+        residual_spread: Whether those of the residual do; None = as those of the output.
     """
 
     shape: ConvShape
@@ -161,6 +162,7 @@ class Case:
     in_place: bool = False
     x_spread: bool = True
     y_spread: bool = True
+    residual_spread: bool | None = None
 
     def workload(self) -> Workload:
         """Place the tensors as the family of the schedule wants them."""
@@ -174,6 +176,8 @@ class Case:
             x = Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in, spread=self.x_spread)
             y = Layout("nchw", shape.batch, shape.channels_out, shape.spatial_out, spread=self.y_spread)
         added = replace(y, channels=shape.channels_out, halo=self.residual_halo) if self.residual else None
+        if added is not None and self.residual_spread is not None:
+            added = replace(added, spread=self.residual_spread)
         return Workload(shape, x, y, added, self.activation, self.activation_args, self.threads, self.in_place)
 
 

@@ -140,6 +140,9 @@ def schedules() -> dict[str, Case]:
             name = f"flat_{lanes}_{height}_{split}{'_by_block' if by_block else ''}"
             touching = f"{name}{'' if x_spread else '_x'}{'' if y_spread else '_y'}_touching"
             cases[touching] = replace(cases[name], x_spread=x_spread, y_spread=y_spread)
+        for kind in ("deep", "flat"):
+            name = f"{kind}_{lanes}_{height}_{split}{'_by_block' if by_block else ''}"
+            cases[f"{name}_residual_touching"] = replace(cases[name], residual_spread=False)
     tiny = conv(2, 3, (2, 4), 3, padding=1)
     for split, by_block in ORDERS:
         cases[f"more_threads_than_tiles_{split}{'_by_block' if by_block else ''}"] = Case(
@@ -172,6 +175,7 @@ def tails() -> dict[str, Case]:
     small = conv(9, 16, (7, 7), 1)
     once = PixelsSchedule(16, 8, 3, "blocks", tail=1)
     cases["tail_7x7"] = Case(small, once, draw_pattern(small, (8,)), residual=True, in_place=True)
+    cases["tail_residual_touching"] = replace(cases["tail_7x7"], in_place=False, residual_spread=False)
     cases["tail_many_threads"] = Case(small, once, draw_pattern(small, (8,)), threads=7, negative=True)
     return cases
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -189,6 +191,26 @@ def test_a_tile_is_refitted_to_the_final_layout() -> None:
     assert row_walk.fits(around.workload(), refitted)
     sideways = PixelsSchedule(16, 4, 1, "blocks")
     assert refit(sideways, plain.workload(), target) == sideways
+
+
+def test_a_tile_is_refitted_to_planes_that_touch() -> None:
+    """Of 49 pixels and 15 cells behind them four vectors are computed; planes made by torch have nothing behind."""
+    target, shape = TARGETS["avx512"], conv(16, 32, (7, 7), 1)
+    schedule = PixelsSchedule(16, 1, 4, "blocks")
+    case = Case(shape, schedule, full_pattern(shape))
+    assert refit(schedule, case.workload(), target) == schedule
+    touching = replace(case, x_spread=False).workload()
+    assert refit(schedule, touching, target) == replace(schedule, vectors=3)
+    assert pixel_tiles.fits(touching, replace(schedule, vectors=3))
+
+
+def test_tiles_with_a_tail_are_tried_beside_those_on_whole_lines() -> None:
+    target, shape = TARGETS["avx512"], conv(64, 64, (14, 14), 1)
+    touching = replace(Case(shape, PixelsSchedule(16, 8, 3, "pixels"), full_pattern(shape)), x_spread=False).workload()
+    for work, tails in ((pixels_work(shape, target), {0, 1}), (touching, {1})):
+        found = [one.schedule for one in pixels_candidates(work, draw_pattern(shape, (8,)), target)]
+        wide = [one for one in found if isinstance(one, PixelsSchedule) and (one.rows, one.vectors) == (8, 3)]
+        assert {one.tail for one in wide} == tails
 
 
 ODD = conv(5, 35, (7, 13), 3, padding=1, stride=(2, 1))

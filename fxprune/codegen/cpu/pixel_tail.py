@@ -46,19 +46,19 @@ class Tail:
         x = f"{source}[OFF[BEGIN[b] + {column}] + pos[1] + {self._first} + p]"
         self._each_vector(f"{self.cell} = {self.cell} + {x} * W[BASE[b] + {column} * {self._rows} + v]")
 
-    def store(self, row: str, residual: str | None, statements: Sequence[str]) -> None:
+    def store(self, row: str, residual: tuple[str, str] | None, statements: Sequence[str]) -> None:
         """Add the residual, apply the activation and store one cell of every row.
 
         Args:
             row: Element offset of the output line of row `r`.
-            residual: Buffer of the residual, or None.
+            residual: Buffer of the residual and the element offset of row `r` in it, or None.
             statements: The activation of `cell`.
         """
-        target, cell = f"{row} + pos[0] + {self._first} + p", f"tail[p * {self._rows} + r]"
+        pixel, cell = f"pos[0] + {self._first} + p", f"tail[p * {self._rows} + r]"
         if residual:
-            self._each_cell(f"{cell} = {cell} + {residual}[{target}]")
+            self._each_cell(f"{cell} = {cell} + {residual[0]}[{residual[1]} + {pixel}]")
         self._each_vector(*statements)
-        self._each_cell(f"Y[{target}] = {cell}")
+        self._each_cell(f"Y[{row} + {pixel}] = {cell}")
 
     def _each_vector(self, *statements: str) -> None:
         self._each(statements, f"for v in T.vectorized({self._rows})")

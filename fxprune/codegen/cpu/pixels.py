@@ -39,7 +39,7 @@ from fxprune.codegen.cpu.pixel_tiles import (
 from fxprune.codegen.cpu.planes import lines_read, write_planes
 from fxprune.codegen.cpu.units import own_units, own_units_swapped
 from fxprune.codegen.script import ACTIVATIONS, Script
-from fxprune.codegen.workload import Workload
+from fxprune.codegen.workload import Layout, Workload
 from fxprune.errors import CodegenError
 
 COLUMNS_AHEAD = 12
@@ -234,20 +234,22 @@ class _PixelsWriter:
             later = f"OFF[BEGIN[b] + {column} + {COLUMNS_AHEAD}]"
             self.script.add(prefetch(f"{self.source}[{later} + pos[1] + k * {lanes}]", 0, L1))
 
-    def _row(self, image: str) -> str:
-        """Return the element offset of row `r` of the block in Y."""
-        n_step, c_step, *_ = self.work.y.strides
+    def _row(self, image: str, layout: Layout) -> str:
+        """Return the element offset of row `r` of the block in a buffer of the output's channels."""
+        n_step, c_step, *_ = layout.strides
         return f"ROWS[b * {self.schedule.rows} + r] * {c_step} + {image} * {n_step}"
 
     def _store_whole(self, tile: Accumulators, image: str) -> None:
         """Store vectors whose lanes are neighbouring pixels."""
         script, schedule = self.script, self.schedule
-        target = f"{self._row(image)} + pos[0] + k * {schedule.lanes} + v"
+        cell = f"pos[0] + k * {schedule.lanes} + v"
+        target = f"{self._row(image, self.work.y)} + {cell}"
         heads = (f"for k in T.unroll({tile.vectors})", f"for v in T.vectorized({schedule.lanes})")
         for part in tile.parts:
             with script.loops(part.outer, "if r < COUNT[b]", *heads):
                 if self.work.residual:
-                    script.add(f"{part.cell} = {part.cell} + {self.residual}[{target}]")
+                    added = f"{self.residual}[{self._row(image, self.work.residual)} + {cell}]"
+                    script.add(f"{part.cell} = {part.cell} + {added}")
                 script.add(*activation_statements(part.cell, self.work.activation, self.work.activation_args, "v"))
                 script.add(f"Y[{target}] = {part.cell}")
 
@@ -255,7 +257,8 @@ class _PixelsWriter:
         """Store the pixels behind the vectors."""
         work = self.work
         activation = activation_statements(tail.cell, work.activation, work.activation_args, "v")
-        tail.store(self._row(image), self.residual if work.residual else None, activation)
+        added = (self.residual, self._row(image, work.residual)) if work.residual else None
+        tail.store(self._row(image, work.y), added, activation)
 
     def _find_edges(self, pieces: int, vectors: int) -> None:
         """Set edge[vector][piece]: first lane of a piece of a line, one past its last, and where lane 0 would lie in Y.
@@ -283,21 +286,22 @@ class _PixelsWriter:
         lane, whole = f"T.Ramp(0, 1, {lanes})", f"out[T.Ramp(0, 1, {lanes})]"
         edges = [[f"edge[k * {3 * pieces} + {3 * piece + part}]" for part in range(3)] for piece in range(pieces)]
         masks = [f"T.And({lane} >= T.Broadcast({a}, {lanes}), {lane} < T.Broadcast({b}, {lanes}))" for a, b, _ in edges]
-        targets = [f"{self._row(image)} + {start}" for *_, start in edges]
+        starts = [start for *_, start in edges]
         for part in tile.parts:
             with script.loops(part.outer, "if r < COUNT[b]", f"for k in T.unroll({tile.vectors})"):
                 script.add(f"{whole} = {part.whole}")
-                self._store_pieces(whole, list(zip(masks, targets, strict=True)))
+                self._store_pieces(image, whole, list(zip(masks, starts, strict=True)))
 
-    def _store_pieces(self, whole: str, pieces: Sequence[tuple[str, str]]) -> None:
-        """Store the vector in `out`, each piece, (mask, element offset of lane 0), where it belongs."""
+    def _store_pieces(self, image: str, whole: str, pieces: Sequence[tuple[str, str]]) -> None:
+        """Store the vector in `out`, each piece, (mask, offset of lane 0 within the plane), where it belongs."""
         script, lanes, work = self.script, self.schedule.lanes, self.work
         if work.residual:
-            for mask, target in pieces:
-                script.add(f"{whole} = {whole} + {masked_load(lanes, f'{self.residual}[{target}]', mask)}")
+            row = self._row(image, work.residual)
+            for mask, start in pieces:
+                script.add(f"{whole} = {whole} + {masked_load(lanes, f'{self.residual}[{row} + {start}]', mask)}")
         statements = activation_statements("out[v]", work.activation, work.activation_args, "v")
         if statements:
             with script.block(f"for v in T.vectorized({lanes})"):
                 script.add(*statements)
-        for mask, target in pieces:
-            script.add(masked_store(lanes, whole, f"Y[{target}]", mask))
+        for mask, start in pieces:
+            script.add(masked_store(lanes, whole, f"Y[{self._row(image, work.y)} + {start}]", mask))
