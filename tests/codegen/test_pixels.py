@@ -255,6 +255,14 @@ def test_a_tile_must_fit_the_run(shape: ConvShape, vectors: int, lanes: int, fit
     assert pixel_tiles.fits(work, PixelsSchedule(lanes, 1, vectors, "pixels")) is fitting
 
 
+@pytest.mark.parametrize(("size", "run"), [((7, 7), 64), ((14, 14), 208), ((16, 16), 256), ((4, 4), 16), ((2, 4), 8)])
+def test_a_run_ends_with_a_cache_line(size: tuple[int, int], run: int) -> None:
+    """A plane of 16x16 has one more line behind it, so that neighbours lie in different sets: nothing to compute."""
+    for shape in (conv(4, 4, size, 1), conv(4, 4, (2 * size[0], 2 * size[1]), 1, stride=2)):
+        work = Case(shape, LOW, full_pattern(shape)).workload()
+        assert pixel_tiles.planes_read(work, LOW).run == run
+
+
 def test_planes_that_touch_are_not_read_behind() -> None:
     for x_spread, y_spread in ((False, True), (True, False)):
         work = Case(POINTS, LOW, full_pattern(POINTS), x_spread=x_spread, y_spread=y_spread).workload()

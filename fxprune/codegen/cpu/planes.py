@@ -5,8 +5,9 @@ planes, one for every phase of the stride that some tap reads: every tap of all 
 cells, at a fixed offset. Where a line ends and the next one begins with zeros, both share those cells. Gapless planes
 have one copy for every tap of a line instead, and lines as wide as the output's: more cells to copy, none to skip.
 
-Planes begin on cache lines. A run that is all output and reads one line for each goes on behind the image, as far as
-input and output have cells there: vectors that cross no cache line took half the time at 7x7, two thirds at 14x14.
+Planes begin on cache lines. A run that is all output and reads one line for each goes on behind the image to the end
+of a cache line, if input and output have cells there: vectors that cross none took half the time at 7x7 and two thirds
+at 14x14.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from fxprune.annotation import IndexArray
 from fxprune.codegen.script import Script
-from fxprune.codegen.workload import ConvShape, Workload, spread_cells
+from fxprune.codegen.workload import LINE_CELLS, ConvShape, Workload, spread_cells
 
 _LONGEST_VECTOR = 64
 """Longest line, in cells, that is copied as one vector; longer ones are left to LLVM's own vectoriser."""
@@ -82,7 +83,8 @@ def planes_of(work: Workload, *, gapless: bool, exact: bool) -> Planes:
     shape = work.shape
     depth, height, width = shape.spatial_out
     image = depth * height * width
-    behind = 0 if exact else min(layout.plane for layout in (work.y, work.residual or work.y)) - image
+    room = min(layout.plane for layout in (work.y, work.residual or work.y)) - image
+    behind = 0 if exact else min(room, -image % LINE_CELLS)
     if shape.is_pointwise:
         behind = min(behind, work.x.plane - image)
         return Planes(((0, 0),), 1, image, 0, 1, image, 0, in_place=True, behind=behind)
