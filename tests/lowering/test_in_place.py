@@ -61,7 +61,8 @@ def _lowered(monkeypatch: pytest.MonkeyPatch) -> list[program.Program]:
         pytest.param("pixels", True, 1, (8, 8), [True, False], id="read later-pixels"),
         pytest.param("rows", False, 1, (7, 11), [True, True], id="even tiles"),
         pytest.param("rows", False, 3, (7, 37), [False, False], id="overlapping tiles-rows"),
-        pytest.param("pixels", False, 1, (7, 11), [False, False], id="overlapping tiles-pixels"),
+        pytest.param("pixels", False, 1, (7, 11), [True, True], id="tiles to the end of a cache line"),
+        pytest.param("pixels", False, 1, (16, 67), [False, False], id="overlapping tiles-pixels"),
     ],
 )
 def test_only_the_last_reader_overwrites(
