@@ -3,10 +3,14 @@
 A row group taller than a kernel's tile is cut into blocks of `height` rows that share one column list; a ragged last
 block is filled with zero rows. Rows that no group holds become blocks without columns, so that every output channel
 gets its bias and activation. Values of a block lie as [C, height], one column after another.
+
+Kernels that multiply a part of the columns with all rows before the next part get every block once for each part, all
+blocks of the first part first.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +32,12 @@ class PackedWeight:
         height: Rows of a block, zero rows of ragged blocks included.
         values: Values of all blocks, [sum of length * height].
         columns: Column lists of all groups, one after another.
-        begin: First entry of `columns` of each block, [B].
+        begin: First entry of `columns` of each block, [B]; with P parts every block is here P times.
         length: Columns of each block, [B]; 0 for rows without any stored cell.
         base: First entry of `values` of each block, [B].
         rows: Output row of every lane, [B * height]; -1 marks a zero row.
         count: Real rows of each block, [B].
+        parts: Parts of the columns, P.
     """
 
     pattern: RowGroupPattern
@@ -44,11 +49,17 @@ class PackedWeight:
     base: IndexArray
     rows: IndexArray
     count: IndexArray
+    parts: int = 1
 
     @property
     def blocks(self) -> int:
-        """Number of blocks, B."""
+        """Number of blocks, B, those of every part."""
         return int(self.begin.size)
+
+    def over_parts(self, per_block: IndexArray) -> IndexArray:
+        """Add up a value of every block over the parts, [B] -> [B / P]."""
+        added: IndexArray = per_block.reshape(self.parts, -1).sum(axis=0, dtype=np.int32)
+        return added
 
     @property
     def size_bytes(self) -> int:
@@ -89,6 +100,16 @@ def _row_lists(pattern: RowGroupPattern) -> list[tuple[IndexArray, IndexArray]]:
     return lists
 
 
+def _part_lists(pattern: RowGroupPattern, part_columns: int) -> list[list[tuple[IndexArray, IndexArray]]]:
+    """List (rows, columns) of every group and of the rows of no group, for each part of so many columns."""
+    starts = range(0, max(1, pattern.shape[1]), max(1, part_columns))
+    lists = _row_lists(pattern)
+    return [
+        [(rows, columns[slice(*np.searchsorted(columns, (first, first + part_columns)))]) for rows, columns in lists]
+        for first in starts
+    ]
+
+
 def _pack_rows(weight: Float32Array, rows: IndexArray, columns: IndexArray, height: int) -> Float32Array:
     """Return the blocks of one group as one array, [blocks, C, height]."""
     blocks = -(-rows.size // height)
@@ -97,17 +118,19 @@ def _pack_rows(weight: Float32Array, rows: IndexArray, columns: IndexArray, heig
     return cells.reshape(blocks, height, columns.size).transpose(0, 2, 1)
 
 
-def pack(weight: Float32Array, pattern: RowGroupPattern, height: int) -> PackedWeight:
+def pack(weight: Float32Array, pattern: RowGroupPattern, height: int, part_columns: int = 0) -> PackedWeight:
     """Pack a weight for kernels that compute `height` rows at once.
 
     Args:
         weight: The 2-D view, [O, K].
         pattern: The cells to store; no group crosses a convolution group.
         height: Rows of one block.
+        part_columns: Columns of the 2-D view in a part; 0 = all of them.
     """
     values, columns, begin, length, base, rows, count = [], [], [], [], [], [], []
     stored, position = 0, 0
-    for group_rows, group_columns in _row_lists(pattern):
+    lists = _part_lists(pattern, part_columns or pattern.shape[1])
+    for group_rows, group_columns in itertools.chain.from_iterable(lists):
         cells = _pack_rows(weight, group_rows, group_columns, height)
         for block in range(cells.shape[0]):
             part = group_rows[block * height : (block + 1) * height]
@@ -131,6 +154,7 @@ def pack(weight: Float32Array, pattern: RowGroupPattern, height: int) -> PackedW
         base=as_index[2],
         rows=np.concatenate(rows).astype(np.int32),
         count=as_index[3],
+        parts=len(lists),
     )
 
 

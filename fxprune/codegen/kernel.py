@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -84,7 +85,8 @@ class LayerKernel:
         if isinstance(self.schedule, RowsSchedule):
             assert self._rows_problem is not None
             return rows.build_rows_kernel(name, self.work, self._rows_problem, self.schedule)
-        return pixels.build_pixels_kernel(name, self.work, pixels.PixelsProblem(self.packed.blocks), self.schedule)
+        problem = pixels.PixelsProblem(self.packed.blocks // self.packed.parts, self.packed.parts)
+        return pixels.build_pixels_kernel(name, self.work, problem, self.schedule)
 
 
 def group_channel_map(packed: PackedWeight) -> IndexArray:
@@ -130,9 +132,11 @@ def make_kernel(
         return LayerKernel(work, schedule, None, taps, 0, None, None, None)
     if isinstance(schedule, WinogradSchedule):
         return _make_winograd(work, schedule, weight, shift, input_map)
-    packed = pack(weight, stored_pattern(pattern, schedule, work.shape.groups), schedule.height)
+    stored = stored_pattern(pattern, schedule, work.shape.groups)
+    packed = pack(weight, stored, schedule.height, _part_columns(work, schedule))
+    blocks = packed.blocks // packed.parts
     offsets = _offsets(work, schedule, packed, input_map)
-    cells = 0 if isinstance(schedule, RowsSchedule) else pixel_tiles.scratch_cells(work, schedule)
+    cells = 0 if isinstance(schedule, RowsSchedule) else pixel_tiles.scratch_cells(work, schedule, blocks)
     _check_sizes(work, int(packed.values.size), cells)
     _check_offsets(work, offsets)
     lane_bias = packed.per_lane(shift)
@@ -175,15 +179,19 @@ def _make_winograd(
 def _offsets(work: Workload, schedule: Schedule, packed: PackedWeight, input_map: IndexArray | None) -> IndexArray:
     """Return the element offset of every entry of the column lists."""
     per_group = packed.pattern.shape[0] // work.shape.groups
-    parts: list[IndexArray] = [np.zeros(0, dtype=np.int32)]
-    planes = pixel_tiles.planes_read(work, schedule) if isinstance(schedule, PixelsSchedule) else None
-    for group in packed.pattern.groups:
-        conv_group = int(group.rows[0]) // per_group
-        if planes is not None:
-            parts.append(plane_offsets(group.columns, conv_group, work, planes))
-        else:
-            parts.append(column_offsets(group.columns, conv_group, work, input_map))
-    return np.concatenate(parts)
+    lists = [(group.columns, int(group.rows[0]) // per_group) for group in packed.pattern.groups]
+    lists = [(packed.columns, 0)] if work.shape.groups == 1 else lists
+    if isinstance(schedule, PixelsSchedule):
+        planes, channels = pixel_tiles.planes_read(work, schedule), pixel_tiles.copied_channels(work, schedule)
+        found = [plane_offsets(columns, group, work, planes, channels) for columns, group in lists]
+    else:
+        found = [column_offsets(columns, group, work, input_map) for columns, group in lists]
+    return np.concatenate((np.zeros(0, np.int32), *found))
+
+
+def _part_columns(work: Workload, schedule: Schedule) -> int:
+    """Return the columns that a kernel multiplies with all rows before the next ones; 0 = all."""
+    return schedule.channels * prod(work.shape.kernel) if isinstance(schedule, PixelsSchedule) else 0
 
 
 def _check_sizes(work: Workload, weight: int, scratch: int) -> None:

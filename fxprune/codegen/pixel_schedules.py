@@ -30,6 +30,13 @@ _TAIL_REGISTERS = 2
 """Registers that a tail takes: its accumulator and its input."""
 
 
+_L1_LINES = 512
+"""Cache lines of its input that a tile may find in the L1 cache, 32 kB; of 48 kB this was also the best."""
+
+_EVERY_SHARE = (256, 512, 1024)
+"""Such numbers in the whole space."""
+
+
 def _widest_lanes(work: Workload, target: CpuTarget) -> int:
     """Return the widest vector that fits an image's run; narrower ones waste fewer lanes, yet were slower."""
     lanes = target.lanes
@@ -62,7 +69,8 @@ def pixels_candidates(work: Workload, pattern: RowGroupPattern, target: CpuTarge
         for vectors in dict.fromkeys(min(count, most) for count in _TILES[height] if most):
             for tile in _worth_trying(work, _fitting_tiles(work, lanes, height, vectors, target)):
                 predicted = predict_us(cells, _cost(work, tile), height, target)
-                yield from (Candidate(schedule, predicted) for schedule in _orders(work, tile))
+                orders = _orders(work, tile, _in_parts(work, tile, (_L1_LINES,)) or [tile])
+                yield from (Candidate(schedule, predicted) for schedule in orders)
 
 
 def pixels_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) -> Iterator[Candidate]:
@@ -79,7 +87,8 @@ def pixels_space(work: Workload, pattern: RowGroupPattern, target: CpuTarget) ->
         for vectors in range(1, _most_vectors(work, lanes, height, target) + 1):
             for tile in _fitting_tiles(work, lanes, height, vectors, target):
                 predicted = waiting(vectors * height) * predict_us(cells, _cost(work, tile), height, target)
-                yield from (Candidate(schedule, predicted) for schedule in _orders(work, tile))
+                orders = _orders(work, tile, [tile, *_in_parts(work, tile, _EVERY_SHARE)])
+                yield from (Candidate(schedule, predicted) for schedule in orders)
 
 
 def _fitting_tiles(work: Workload, lanes: int, height: int, vectors: int, target: CpuTarget) -> list[PixelsSchedule]:
@@ -105,17 +114,28 @@ def _cost(work: Workload, schedule: PixelsSchedule) -> float:
     return computed * (_GAPLESS_COST if schedule.gapless else 1.0)
 
 
-def _orders(work: Workload, tile: PixelsSchedule) -> list[PixelsSchedule]:
+def _in_parts(work: Workload, tile: PixelsSchedule, shares: Sequence[int]) -> list[PixelsSchedule]:
+    """Return the schedules that copy as many channels at a time as fit each of some numbers of cache lines."""
+    parts = (pixel_tiles.in_parts(work, tile, lines) for lines in shares)
+    return list(dict.fromkeys(schedule for schedule in parts if schedule))
+
+
+def _orders(work: Workload, tile: PixelsSchedule, by_tile: Sequence[PixelsSchedule]) -> list[PixelsSchedule]:
     """Return what threads may share within an image, and in which order.
 
     A batch as large as the threads is shared by image. Outputs that stay in the caches need not be written in long
     runs; alone a layer may then be as fast block by block, yet not in a model, where its input lies further away.
+
+    Args:
+        work: The layer.
+        tile: The tile.
+        by_tile: The schedules that compute a tile for all blocks before the next one.
     """
     by_block, sharing_blocks = replace(tile, by_block=True), replace(tile, split="blocks")
     if work.shape.batch >= work.threads:
-        return [tile, by_block]
+        return [*by_tile, by_block]
     if pixel_tiles.tiles_of(work, tile) < 2 * work.threads:
-        return [sharing_blocks]
+        return [sharing_blocks, *(schedule for schedule in by_tile if schedule.channels)]
     if work.y.numel > work.threads * CACHE_CELLS:
-        return [tile, by_block, sharing_blocks]
-    return [tile, sharing_blocks]
+        return [*by_tile, by_block, sharing_blocks]
+    return [*by_tile, sharing_blocks]

@@ -27,7 +27,7 @@ def pairs_read(kernel: LayerKernel, thread: int) -> int:
     """Count the pairs of columns that a thread multiplies, once for every tile; of one image where all share it."""
     assert kernel.packed is not None
     assert kernel.cut is not None
-    pairs, tiles, schedule = kernel.packed.length // PAIR, _tiles(kernel), _schedule(kernel)
+    pairs, tiles, schedule = kernel.packed.over_parts(kernel.packed.length // PAIR), _tiles(kernel), _schedule(kernel)
     if _shares_images(kernel):
         return len(range(thread, kernel.work.shape.batch, kernel.work.threads)) * tiles * int(pairs.sum())
     if schedule.split == "blocks" or isinstance(schedule, PixelsSchedule):

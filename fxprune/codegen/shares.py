@@ -27,7 +27,7 @@ def list_units(length: IndexArray, widths: IndexArray, split: Split) -> NDArray[
 
 def cut_units(packed: PackedWeight, widths: IndexArray, threads: int, split: Split) -> IndexArray:
     """Split the units so that every thread multiplies about as many cells, [threads + 1]."""
-    cost = np.cumsum(list_units(packed.length + 1, widths, split), dtype=np.int64)
+    cost = np.cumsum(list_units(packed.over_parts(packed.length) + 1, widths, split), dtype=np.int64)
     wanted = cost[-1] * np.arange(1, threads) / threads
     inner = np.searchsorted(cost, wanted)
     return np.concatenate(([0], inner, [cost.size])).astype(np.int32)

@@ -214,7 +214,36 @@ def gapless() -> dict[str, Case]:
     return cases
 
 
-CASES = shapes() | rows_of_blocks() | schedules() | tails() | gapless()
+def parts() -> dict[str, Case]:
+    """Some channels copied and multiplied at a time, the sums kept in between."""
+    layers = {
+        "": conv(6, 13, (7, 11), 3, padding=1),
+        "_whole": conv(6, 13, (8, 11), 3),
+        "_stride_2": conv(6, 9, (13, 13), 3, padding=1, stride=2),
+        "_dilation_2": conv(6, 9, (9, 10), 3, padding=2, dilation=2),
+        "_pointwise_stride_2": conv(6, 8, (7, 9), 1, stride=2),
+        "_batch_3": conv(6, 10, (5, 9), 3, padding=1, batch=3),
+    }
+    cases: dict[str, Case] = {}
+    for (name, shape), channels, gapless in itertools.product(layers.items(), (1, 2, 3), (False, True)):
+        by_block = len(cases) % 2 > 0
+        cases[f"parts_{channels}{name}{'_gapless' if gapless else ''}"] = Case(
+            shape,
+            PixelsSchedule(8, (1, 4)[len(cases) % 3 // 2], 2, "pixels", by_block, gapless=gapless, channels=channels),
+            draw_pattern(shape, (4, 3, 1), scattered=True, left_out=len(cases) % 3),
+            threads=1 + len(cases) % 4,
+            activation=("relu", None)[len(cases) % 2],
+            residual=len(cases) % 3 > 0,
+        )
+    single = conv(3, 27, (9, 9), 3, padding=1)
+    once = PixelsSchedule(8, 1, 2, "pixels", channels=1)
+    cases["parts_cells_one_by_one"] = Case(single, once, single_cells(single))
+    cases["parts_empty"] = Case(single, once, empty_pattern(single), activation="relu")
+    cases["parts_in_place"] = Case(single, once, draw_pattern(single, (1,)), residual=True, in_place=True)
+    return cases
+
+
+CASES = shapes() | rows_of_blocks() | schedules() | tails() | gapless() | parts()
 
 
 @pytest.fixture(scope="module")

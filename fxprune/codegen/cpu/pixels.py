@@ -9,37 +9,39 @@
         Y[rows of block][tile] = activation(acc + residual)
 
 Activations lie as plain NCHW. The planes that the kernel reads (`planes`) are flat runs of cells, and tiles are cut
-from a run without regard to its lines. Where cells between two lines are no output, the lanes of a vector are stored
-line by line under a mask; elsewhere whole vectors are stored, and the last tile of a run overlaps the one before it and
-writes the same values again.
+from a run without regard to its lines (`pixel_results` stores them).
+
+The planes of all channels that a tile reads are too many for the L1 cache: of 256 channels at 14x14, each used by a
+twentieth of the rows, every vector came from the L2 and took three cycles. A kernel may copy some channels at a time
+and multiply them with all rows before the next ones; the sums wait in the scratch in between.
 Source: `Park et al., Faster CNNs with Direct Sparse Convolutions, ICLR 2017` for the premultiplied column offsets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fxprune.codegen.cpu.accumulators import Accumulators
 from fxprune.codegen.cpu.ahead import L1, ahead_cells, begin_asking, prefetch
 from fxprune.codegen.cpu.columns import each_column
-from fxprune.codegen.cpu.epilogue import TEMPORARIES, activation_statements
-from fxprune.codegen.cpu.masked import masked_load, masked_store
+from fxprune.codegen.cpu.pixel_results import Results
 from fxprune.codegen.cpu.pixel_tail import Tail
 from fxprune.codegen.cpu.pixel_tiles import (
     PixelsSchedule,
+    copied_channels,
     fits,
     image_cells,
     is_whole,
     last_vectors,
     planes_read,
     scratch_cells,
+    sum_cells,
     tiles_of,
 )
 from fxprune.codegen.cpu.planes import lines_read, write_planes
 from fxprune.codegen.cpu.units import own_units, own_units_swapped
 from fxprune.codegen.script import ACTIVATIONS, Script
-from fxprune.codegen.workload import Layout, Workload
+from fxprune.codegen.workload import Workload
 from fxprune.errors import CodegenError
 
 COLUMNS_AHEAD = 12
@@ -56,9 +58,11 @@ class PixelsProblem:
 
     Attributes:
         blocks: Blocks of rows.
+        parts: Parts of the columns; block b of part p is number p * blocks + b of the arrays.
     """
 
     blocks: int
+    parts: int = 1
 
 
 def build_pixels_kernel(name: str, work: Workload, problem: PixelsProblem, schedule: PixelsSchedule) -> str:
@@ -69,11 +73,12 @@ def build_pixels_kernel(name: str, work: Workload, problem: PixelsProblem, sched
     share the pixels of an image and block-major where they share blocks.
 
     Raises:
-        CodegenError: The tile is larger than an output image.
+        CodegenError: The schedule does not fit the layer.
     """
     if not fits(work, schedule):
         raise CodegenError(
-            f"The tile of schedule '{schedule}' is larger than the output {work.y}; choose a smaller one."
+            f"The schedule '{schedule}' does not fit {work.shape} with the output {work.y}: its tile is larger than an "
+            "image, or it asks for what the layer has not. Choose one of `pixel_schedules`."
         )
     return _PixelsWriter(name, work, problem, schedule).write()
 
@@ -88,26 +93,28 @@ class _PixelsWriter:
         self.tiles = tiles_of(work, schedule)
         self.last = last_vectors(work, schedule)
         self.source = "X" if self.planes.in_place else "S"
-        self.residual = "RES" if work.own_residual else "Y"
-        self.all_channels = "0", str(work.shape.channels_in)
+        copied = copied_channels(work, schedule)
+        self.all_channels = "0", f"T.min({copied}, {work.shape.channels_in} - part * {copied})"
         self.all_lines = "0", str(self.planes.lines)
+        self.blocks_over = "block", problem.blocks
+        self.parts = f"for part in T.serial({problem.parts})"
         self.script = Script()
 
     def write(self) -> str:
-        work, problem, threads = self.work, self.problem, self.work.threads
+        work, threads, blocks = self.work, self.work.threads, self.problem.blocks * self.problem.parts
         buffers = {
             "X": (work.x.numel, "float32"),
             "W": (0, "float32"),
             "OFF": (0, "int32"),
-            "BEGIN": (problem.blocks, "int32"),
-            "LEN": (problem.blocks, "int32"),
-            "BASE": (problem.blocks, "int32"),
-            "ROWS": (problem.blocks * self.schedule.rows, "int32"),
-            "COUNT": (problem.blocks, "int32"),
-            "BIAS": (problem.blocks * self.schedule.rows, "float32"),
+            "BEGIN": (blocks, "int32"),
+            "LEN": (blocks, "int32"),
+            "BASE": (blocks, "int32"),
+            "ROWS": (blocks * self.schedule.rows, "int32"),
+            "COUNT": (blocks, "int32"),
+            "BIAS": (blocks * self.schedule.rows, "float32"),
             "CUT": (threads + 1, "int32"),
             "AHEAD": (ahead_cells(threads), "int32"),
-            "S": (scratch_cells(work, self.schedule), "float32"),
+            "S": (scratch_cells(work, self.schedule, self.problem.blocks), "float32"),
             "Y": (work.y.numel, "float32"),
         }
         if work.own_residual:
@@ -122,13 +129,12 @@ class _PixelsWriter:
     def _images_by_thread(self) -> None:
         """Each thread computes whole images with a scratch of its own."""
         batch, threads = self.work.shape.batch, self.work.threads
-        image = f"(i * {threads} + t)"
-        base = f"t * {self.image_cells}"
+        image, base = f"(i * {threads} + t)", f"t * {self.image_cells}"
+        over = [f"for tile in T.serial({self.tiles})", "for {} in T.serial({})".format(*self.blocks_over)]
         with self.script.block(f"for t in T.parallel({threads})"):
             begin_asking(self.script)
-            with self.script.loops(f"for i in T.serial({-(-batch // threads)})", f"if {image} < {batch}"):
+            with self.script.loops(f"for i in T.serial({-(-batch // threads)})", f"if {image} < {batch}", self.parts):
                 self._fill(image, base, self.all_channels, self.all_lines)
-                over = [f"for tile in T.serial({self.tiles})", f"for b in T.serial({self.problem.blocks})"]
                 with self.script.loops(*(reversed(over) if self.schedule.by_block else over)):
                     self._unit(image, base)
 
@@ -143,13 +149,14 @@ class _PixelsWriter:
     def _share_blocks(self) -> None:
         """Threads fill one scratch together, for each of them reads all lines, then share the blocks of image `n`."""
         channels, threads = self.work.shape.channels_in, self.work.threads
+        share = f"for t in T.parallel({threads})"
         if not self.planes.in_place:
-            with self.script.block(f"for t in T.parallel({threads})"):
+            with self.script.loops(share, self.parts):
                 own = f"{channels} * t // {threads}", f"{channels} * (t + 1) // {threads}"
                 self._fill("n", "0", own, self.all_lines)
-        with self.script.block(f"for t in T.parallel({threads})"):
+        with self.script.block(share):
             begin_asking(self.script)
-            with self.script.loops(*own_units(("b", self.problem.blocks), ("tile", self.tiles))):
+            with self.script.loops(self.parts, *own_units(self.blocks_over, ("tile", self.tiles))):
                 self._unit("n", "0")
 
     def _share_pixels(self) -> None:
@@ -158,19 +165,29 @@ class _PixelsWriter:
         A cache line that two cores write costs more than the copy of a plane.
         """
         base = f"t * {self.image_cells}"
+        units = own_units_swapped if self.schedule.by_block else own_units
         with self.script.block(f"for t in T.parallel({self.work.threads})"):
             begin_asking(self.script)
-            self._fill("n", base, self.all_channels, self._own_lines())
-            units = own_units_swapped if self.schedule.by_block else own_units
-            with self.script.loops(*units(("tile", self.tiles), ("b", self.problem.blocks))):
-                self._unit("n", base)
+            with self.script.loops(self.parts):
+                self._fill("n", base, self.all_channels, self._own_lines())
+                with self.script.loops(*units(("tile", self.tiles), self.blocks_over)):
+                    self._unit("n", base)
 
     def _fill(self, image: str, base: str, channels: tuple[str, str], lines: tuple[str, str]) -> None:
-        """Fill a scratch with some lines of some channels; a kernel that reads its input in place has none."""
+        """Fill a scratch with some lines of some channels; a kernel that reads its input in place has none.
+
+        Args:
+            image: Expression of the image.
+            base: Expression of the first cell of the scratch.
+            channels: Expressions of the first channel of those that lie there at a time, and one past the last.
+            lines: Expressions of the first line of a plane, and one past the last.
+        """
         if self.planes.in_place:
             return
+        n_step, c_step, *_ = self.work.x.strides
+        start = f"{image} * {n_step} + (part * {copied_channels(self.work, self.schedule)} + c) * {c_step}"
         with self.script.block(f"for c in T.serial({channels[0]}, {channels[1]})"):
-            write_planes(self.script, self.work, self.planes, "c", image, base, lines)
+            write_planes(self.script, self.work, self.planes, (start, "c"), base, lines)
 
     def _own_lines(self) -> tuple[str, str]:
         """Return expressions of the lines that the tiles of thread `t` read."""
@@ -181,7 +198,8 @@ class _PixelsWriter:
         return lines_read(self.planes, first, stop)
 
     def _unit(self, image: str, base: str) -> None:
-        """Compute tile `tile` of block `b`; the last tile of a run may be narrower."""
+        """Compute tile `tile` of block `block`, `b` with the part; the last tile of a run may be narrower."""
+        self.script.add(f"b = T.bind(part * {self.problem.blocks} + block)")
         if self.last == self.schedule.vectors:
             self._tile(image, base, self.last)
             return
@@ -205,8 +223,7 @@ class _PixelsWriter:
         )
         tile = Accumulators(script, ("r", rows), vectors, lanes)
         tail = Tail(script, schedule.tail, rows, vectors * lanes)
-        for cell in tile.cells():
-            script.add(f"{cell} = BIAS[b * {rows} + r]")
+        self._begin(tile)
         tail.start()
         for column in each_column(script):
             self._ask_for_cells(column, vectors)
@@ -214,13 +231,34 @@ class _PixelsWriter:
                 x = f"{self.source}[OFF[BEGIN[b] + {column}] + pos[1] + k * {lanes} + v]"
                 script.add(f"{cell} = {cell} + {x} * W[BASE[b] + {column} * {rows} + r]")
             tail.add(column, self.source)
-        for name in TEMPORARIES:
-            script.allocate(name, lanes)
-        if whole:
-            self._store_whole(tile, image)
-            self._store_tail(tail, image)
-        else:
-            self._store_lines(tile, image)
+        results = Results(script, self.work, schedule, image)
+        if self.problem.parts == 1:
+            results.store(tile, tail)
+            return
+        with script.block(f"if part < {self.problem.parts - 1}"):
+            for cell in tile.cells():
+                script.add(f"{self._sum()} = {cell}")
+        with script.block("else"):
+            results.store(tile, tail)
+
+    def _begin(self, tile: Accumulators) -> None:
+        """Begin with the bias, and with later channels where those before them ended."""
+        bias = f"BIAS[b * {self.schedule.rows} + r]"
+        if self.problem.parts == 1:
+            for cell in tile.cells():
+                self.script.add(f"{cell} = {bias}")
+            return
+        for header, value in (("if part == 0", bias), ("else", self._sum())):
+            with self.script.block(header):
+                for cell in tile.cells():
+                    self.script.add(f"{cell} = {value}")
+
+    def _sum(self) -> str:
+        """Return where lane `v` of vector `k` of row `r` waits for the next channels."""
+        work, schedule, blocks = self.work, self.schedule, self.problem.blocks
+        own = f"t * {sum_cells(work, schedule, blocks)} + " if work.shape.batch >= work.threads else ""
+        unit = f"((tile * {blocks} + block) * {schedule.rows} + r) * {schedule.cells}"
+        return f"S[{work.threads * self.image_cells} + {own}{unit} + k * {schedule.lanes} + v]"
 
     def _ask_for_cells(self, column: str, vectors: int) -> None:
         """Ask for the cells of a later column, of this block or of the next.
@@ -233,75 +271,3 @@ class _PixelsWriter:
         with self.script.block(f"for k in T.unroll({vectors})"):
             later = f"OFF[BEGIN[b] + {column} + {COLUMNS_AHEAD}]"
             self.script.add(prefetch(f"{self.source}[{later} + pos[1] + k * {lanes}]", 0, L1))
-
-    def _row(self, image: str, layout: Layout) -> str:
-        """Return the element offset of row `r` of the block in a buffer of the output's channels."""
-        n_step, c_step, *_ = layout.strides
-        return f"ROWS[b * {self.schedule.rows} + r] * {c_step} + {image} * {n_step}"
-
-    def _store_whole(self, tile: Accumulators, image: str) -> None:
-        """Store vectors whose lanes are neighbouring pixels."""
-        script, schedule = self.script, self.schedule
-        cell = f"pos[0] + k * {schedule.lanes} + v"
-        target = f"{self._row(image, self.work.y)} + {cell}"
-        heads = (f"for k in T.unroll({tile.vectors})", f"for v in T.vectorized({schedule.lanes})")
-        for part in tile.parts:
-            with script.loops(part.outer, "if r < COUNT[b]", *heads):
-                if self.work.residual:
-                    added = f"{self.residual}[{self._row(image, self.work.residual)} + {cell}]"
-                    script.add(f"{part.cell} = {part.cell} + {added}")
-                script.add(*activation_statements(part.cell, self.work.activation, self.work.activation_args, "v"))
-                script.add(f"Y[{target}] = {part.cell}")
-
-    def _store_tail(self, tail: Tail, image: str) -> None:
-        """Store the pixels behind the vectors."""
-        work = self.work
-        activation = activation_statements(tail.cell, work.activation, work.activation_args, "v")
-        added = (self.residual, self._row(image, work.residual)) if work.residual else None
-        tail.store(self._row(image, work.y), added, activation)
-
-    def _find_edges(self, pieces: int, vectors: int) -> None:
-        """Set edge[vector][piece]: first lane of a piece of a line, one past its last, and where lane 0 would lie in Y.
-
-        Lane v of a vector is cell `column + v` of a line, or cell `column + v - piece * pitch` of a later one.
-        """
-        planes, lanes = self.planes, self.schedule.lanes
-        self.script.allocate("edge", vectors * pieces * 3, "int32")
-        with self.script.block(f"for k in T.unroll({vectors})"):
-            at = f"(pos[0] + k * {lanes})"
-            line, column = f"{at} // {planes.pitch}", f"{at} % {planes.pitch}"
-            for piece in range(pieces):
-                low = f"{piece * planes.pitch} - {column}"
-                high = f"T.min({low} + {planes.out_width}, {planes.run} - {at})"
-                start = f"{line} * {planes.out_width} + {column} - {piece * (planes.pitch - planes.out_width)}"
-                for part, value in enumerate((low, high, start)):
-                    self.script.add(f"edge[k * {3 * pieces} + {3 * piece + part}] = {value}")
-
-    def _store_lines(self, tile: Accumulators, image: str) -> None:
-        """Store the lanes of every vector piece by piece, a piece for every line that they belong to."""
-        script, lanes = self.script, self.schedule.lanes
-        pieces = 1 + (lanes + self.planes.pitch - 2) // self.planes.pitch
-        self._find_edges(pieces, tile.vectors)
-        script.allocate("out", lanes)
-        lane, whole = f"T.Ramp(0, 1, {lanes})", f"out[T.Ramp(0, 1, {lanes})]"
-        edges = [[f"edge[k * {3 * pieces} + {3 * piece + part}]" for part in range(3)] for piece in range(pieces)]
-        masks = [f"T.And({lane} >= T.Broadcast({a}, {lanes}), {lane} < T.Broadcast({b}, {lanes}))" for a, b, _ in edges]
-        starts = [start for *_, start in edges]
-        for part in tile.parts:
-            with script.loops(part.outer, "if r < COUNT[b]", f"for k in T.unroll({tile.vectors})"):
-                script.add(f"{whole} = {part.whole}")
-                self._store_pieces(image, whole, list(zip(masks, starts, strict=True)))
-
-    def _store_pieces(self, image: str, whole: str, pieces: Sequence[tuple[str, str]]) -> None:
-        """Store the vector in `out`, each piece, (mask, offset of lane 0 within the plane), where it belongs."""
-        script, lanes, work = self.script, self.schedule.lanes, self.work
-        if work.residual:
-            row = self._row(image, work.residual)
-            for mask, start in pieces:
-                script.add(f"{whole} = {whole} + {masked_load(lanes, f'{self.residual}[{row} + {start}]', mask)}")
-        statements = activation_statements("out[v]", work.activation, work.activation_args, "v")
-        if statements:
-            with script.block(f"for v in T.vectorized({lanes})"):
-                script.add(*statements)
-        for mask, start in pieces:
-            script.add(masked_store(lanes, whole, f"Y[{self._row(image, work.y)} + {start}]", mask))

@@ -13,12 +13,13 @@ at 14x14.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from fxprune.annotation import IndexArray
 from fxprune.codegen.script import Script
-from fxprune.codegen.workload import LINE_CELLS, ConvShape, Workload, spread_cells
+from fxprune.codegen.workload import LINE_CELLS, Workload, spread_cells
 
 _LONGEST_VECTOR = 64
 """Longest line, in cells, that is copied as one vector; longer ones are left to LLVM's own vectoriser."""
@@ -106,21 +107,21 @@ def planes_of(work: Workload, *, gapless: bool, exact: bool) -> Planes:
     return Planes(phases, lines, cells - shared, shared, height, width, reach, in_place=False, behind=behind)
 
 
-def count_cells(shape: ConvShape, planes: Planes, computed: int) -> int:
+def count_cells(channels: int, planes: Planes, computed: int) -> int:
     """Count the scratch cells of one image.
 
     Args:
-        shape: The layer.
-        planes: Its planes.
+        channels: Input channels that lie in the scratch at a time.
+        planes: The planes.
         computed: Cells computed from the first output position on, those behind the last one included.
     """
     if planes.in_place:
         return 0
-    whole = shape.channels_in * len(planes.phases) * planes.plane
+    whole = channels * len(planes.phases) * planes.plane
     return whole + max(planes.shared, planes.last_tap + computed - planes.out_lines * planes.pitch)
 
 
-def plane_offsets(columns: IndexArray, group: int, work: Workload, planes: Planes) -> IndexArray:
+def plane_offsets(columns: IndexArray, group: int, work: Workload, planes: Planes, channels: int) -> IndexArray:
     """Turn columns of the weight's 2-D view into element offsets from the first cell of an output position.
 
     Args:
@@ -128,6 +129,7 @@ def plane_offsets(columns: IndexArray, group: int, work: Workload, planes: Plane
         group: The convolution group whose input channels they count from.
         work: The layer.
         planes: Its planes.
+        channels: Input channels that lie in the scratch at a time.
     """
     shape = work.shape
     per_group = shape.channels_in // shape.groups
@@ -141,9 +143,17 @@ def plane_offsets(columns: IndexArray, group: int, work: Workload, planes: Plane
     numbers = np.zeros((stride_h, 1 + max(wide for _, wide in planes.phases)), np.int64)
     for number, phase in enumerate(planes.phases):
         numbers[phase] = number
-    number = channel * len(planes.phases) + numbers[height % stride_h, width - skipped * stride_w]
+    number = channel % channels * len(planes.phases) + numbers[height % stride_h, width - skipped * stride_w]
     offset: IndexArray = (number * planes.plane + height // stride_h * planes.pitch + skipped).astype(np.int32)
     return offset
+
+
+def lines_shared(work: Workload, planes: Planes, cells: int) -> int:
+    """Count the cache lines of a channel that a tile of so many output positions reads with more than one tap."""
+    taps = np.arange(prod(work.shape.kernel), dtype=np.int32)
+    phase, offset = np.divmod(plane_offsets(taps, 0, work, planes, 1), planes.plane)
+    shared = np.flatnonzero(np.bincount(phase) > 1).size
+    return shared * -(-(cells + int(offset.max())) // LINE_CELLS)
 
 
 def lines_read(planes: Planes, first: str, stop: str) -> tuple[str, str]:
@@ -159,7 +169,7 @@ def lines_read(planes: Planes, first: str, stop: str) -> tuple[str, str]:
 
 
 def write_planes(
-    script: Script, work: Workload, planes: Planes, channel: str, image: str, base: str, lines: tuple[str, str]
+    script: Script, work: Workload, planes: Planes, channel: tuple[str, str], base: str, lines: tuple[str, str]
 ) -> None:
     """Write the copy of one channel of one image from X into its planes in S.
 
@@ -167,16 +177,15 @@ def write_planes(
         script: The text.
         work: The layer.
         planes: Its planes.
-        channel: Expression of the channel.
-        image: Expression of the image.
-        base: Expression of the first cell of the image's scratch.
+        channel: Expressions of its first cell in X and of its place in the scratch, counted in channels.
+        base: Expression of the first cell of the scratch.
         lines: Expressions of the first line of every plane that is written, and one past the last.
     """
-    count, (n_step, c_step, *_) = len(planes.phases), work.x.strides
+    count, (start, place) = len(planes.phases), channel
     for number, phase in enumerate(planes.phases):
-        target = f"{base} + ({channel} * {count} + {number}) * {planes.plane}"
+        target = f"{base} + ({place} * {count} + {number}) * {planes.plane}"
         with script.block(f"for line in T.serial({lines[0]}, {lines[1]})"):
-            _write_line(script, work, planes, phase, target, f"{image} * {n_step} + {channel} * {c_step}")
+            _write_line(script, work, planes, phase, target, start)
         if planes.shared:
             _write_zeros(script, f"{target} + {planes.cells}", planes.shared)
 
