@@ -34,6 +34,7 @@ CASES = {
     "rows_by_blocks": Case(SQUARE, RowsSchedule(8, 2, (1, 3), "blocks"), draw_pattern(SQUARE, (16,))),
     "pixels_by_pixels": Case(SQUARE, PixelsSchedule(8, 2, 1, "pixels"), draw_pattern(SQUARE, (2,))),
     "pixels_by_blocks": Case(SQUARE, PixelsSchedule(8, 4, 1, "blocks"), draw_pattern(SQUARE, (4,))),
+    "pixels_in_parts": Case(SQUARE, PixelsSchedule(8, 2, 1, "pixels", channels=7), draw_pattern(SQUARE, (2,))),
     "pixels_by_images": Case(
         s := conv(20, 48, (5, 9), 3, padding=1, batch=3), PixelsSchedule(8, 2, 1, "pixels"), draw_pattern(s, (2,))
     ),

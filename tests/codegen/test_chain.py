@@ -124,11 +124,11 @@ def test_the_output_has_a_channel_for_every_lane(height: int) -> None:
 
 
 def test_a_scratch_over_32_bits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 channels of 5 cells in 6 lines, for two threads, are more than the weight's 360 cells."""
+    """20 channels of 5 cells in 6 lines, for two threads in whole cache lines, are more than the weight's 360 cells."""
     monkeypatch.setattr("fxprune.codegen.kernel._LARGEST_INDEX", 500)
     shape, schedule = conv(20, 2, (4, 4), 3, padding=1), PixelsSchedule(8, 2, 1, "pixels")
     work = Case(shape, schedule, full_pattern(shape)).workload()
-    with pytest.raises(CodegenError, match=r"The scratch of ConvShape.* has 12\d\d cells; kernels index with 32 bits"):
+    with pytest.raises(CodegenError, match=r"The scratch of ConvShape.* has 13\d\d cells; kernels index with 32 bits"):
         make_kernel(work, schedule, np.ones((2, shape.columns), dtype=np.float32), full_pattern(shape), None)
 
 

@@ -42,6 +42,22 @@ def test_unpack_returns_the_covered_weight(pattern: RowGroupPattern, height: int
     assert np.array_equal(unpacked, np.where(pattern.covered(), weight, 0))
 
 
+@given(draw_patterns(), st.sampled_from(HEIGHTS), st.integers(1, 13))
+def test_parts_hold_every_block_once_and_only_their_columns(
+    pattern: RowGroupPattern, height: int, part_columns: int
+) -> None:
+    weight = draw_weight(pattern)
+    whole, packed = pack(weight, pattern, height), pack(weight, pattern, height, part_columns)
+    assert packed.parts == -(-pattern.shape[1] // part_columns)
+    assert np.array_equal(packed.unpack(), whole.unpack())
+    assert np.array_equal(packed.rows, np.tile(whole.rows, packed.parts))
+    assert np.array_equal(packed.count, np.tile(whole.count, packed.parts))
+    assert np.array_equal(packed.over_parts(packed.length), whole.length)
+    for number, (begin, length) in enumerate(zip(packed.begin, packed.length, strict=True)):
+        part = number // (packed.blocks // packed.parts)
+        assert bool((packed.columns[begin : begin + length] // part_columns == part).all())
+
+
 @given(draw_patterns(), st.sampled_from(HEIGHTS))
 def test_every_output_row_is_in_one_block(pattern: RowGroupPattern, height: int) -> None:
     packed = pack(draw_weight(pattern), pattern, height)

@@ -10,7 +10,9 @@ import torch
 
 from fxprune.codegen.cpu import pixel_tiles
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
+from fxprune.codegen.cpu.pixels import PixelsProblem, build_pixels_kernel
 from fxprune.codegen.workload import ConvShape
+from fxprune.errors import CodegenError
 from tests.codegen.suite import (
     Case,
     Split,
@@ -330,6 +332,42 @@ def test_a_tail_needs_a_vector_of_rows_and_a_run_of_output(
     shape: ConvShape, schedule: PixelsSchedule, fitting: bool
 ) -> None:
     assert pixel_tiles.fits(Case(shape, LOW, full_pattern(shape)).workload(), schedule) is fitting
+
+
+@pytest.mark.parametrize(
+    ("shape", "schedule"),
+    [
+        (POINTS, PixelsSchedule(8, 1, 2, "pixels", channels=2)),
+        (conv(6, 14, (6, 9), 3, padding=1, groups=2), PixelsSchedule(8, 1, 2, "pixels", channels=2)),
+        (IMAGE, PixelsSchedule(8, 1, 2, "blocks", channels=2)),
+        (conv(4, 8, (7, 7), 3, padding=1), PixelsSchedule(16, 8, 3, "pixels", tail=1, gapless=True, channels=2)),
+    ],
+    ids=["in_place", "conv_groups", "shared_planes", "tail"],
+)
+def test_channels_come_in_parts_only_where_each_thread_copies_them(shape: ConvShape, schedule: PixelsSchedule) -> None:
+    work = Case(shape, LOW, full_pattern(shape)).workload()
+    assert pixel_tiles.fits(work, replace(schedule, channels=0)), "the case itself is wrong"
+    assert not pixel_tiles.fits(work, schedule)
+    with pytest.raises(CodegenError, match=r"channels' does not fit ConvShape.*Choose one of"):
+        build_pixels_kernel("refused", work, PixelsProblem(1, 3), schedule)
+
+
+@pytest.mark.parametrize(
+    ("shape", "vectors", "channels"),
+    [
+        (conv(256, 8, (14, 14), 3, padding=1), 7, 52),  # 7 vectors and the taps of two more lines are 9 cache lines
+        (conv(256, 8, (28, 28), 3, padding=1, stride=2), 7, 20),  # three of four phases are read by several taps
+        (conv(100, 8, (14, 14), (3, 1), padding=halo((1, 1), (0, 0))), 7, 50),
+        (conv(16, 8, (14, 14), 3, padding=1), 7, 0),
+        (conv(256, 8, (14, 14), 1), 7, 0),
+        (conv(256, 8, (28, 28), 1, stride=2), 7, 0),
+    ],
+    ids=["stride_1", "stride_2", "equal_parts", "few_channels", "in_place", "one_tap"],
+)
+def test_as_many_channels_as_fit_are_copied_at_a_time(shape: ConvShape, vectors: int, channels: int) -> None:
+    schedule = PixelsSchedule(16, 1, vectors, "pixels")
+    found = pixel_tiles.in_parts(Case(shape, LOW, full_pattern(shape)).workload(), schedule, 512)
+    assert found == (replace(schedule, channels=channels) if channels else None)
 
 
 def test_a_tile_with_a_tail_may_overwrite_its_residual_where_no_tile_overlaps_another() -> None:

@@ -12,7 +12,7 @@ from fxprune.codegen.cpu import pixel_tiles, row_walk
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.kernel import make_kernel
-from fxprune.codegen.pixel_schedules import pixels_candidates
+from fxprune.codegen.pixel_schedules import pixels_candidates, pixels_space
 from fxprune.codegen.row_schedules import refit, rows_candidates
 from fxprune.codegen.schedules import Candidate, predict_dense_us
 from fxprune.codegen.target import CpuTarget
@@ -176,6 +176,26 @@ def test_the_usual_tile_has_a_tail_where_that_saves_vectors(
     schedules = [one.schedule for one in found if isinstance(one.schedule, PixelsSchedule)]
     best = next(schedule for schedule in schedules if schedule.rows == height)
     assert (best.tail, best.gapless) == (tail, gapless)
+
+
+@pytest.mark.parametrize(
+    ("shape", "height", "parts"),
+    [
+        (conv(256, 64, (14, 14), 3, padding=1), 1, True),
+        (conv(256, 64, (28, 28), 3, padding=1, stride=2), 8, True),
+        (conv(512, 64, (7, 7), 3, padding=1), 1, True),
+        (conv(64, 64, (56, 56), 3, padding=1, batch=2), 1, True),
+        (conv(1024, 64, (14, 14), 1), 1, False),
+        (conv(256, 256, (14, 14), 3, padding=1, groups=4), 1, False),
+    ],
+)
+def test_channels_that_do_not_fit_the_l1_cache_are_copied_some_at_a_time(
+    shape: ConvShape, height: int, parts: bool
+) -> None:
+    target, pattern = TARGETS["avx512"], draw_pattern(shape, (height,))
+    for schedules in (pixels_candidates, pixels_space):
+        found = [one.schedule for one in schedules(pixels_work(shape, target), pattern, target)]
+        assert any(isinstance(one, PixelsSchedule) and one.channels for one in found) is parts
 
 
 def test_a_tile_is_refitted_to_the_final_layout() -> None:
