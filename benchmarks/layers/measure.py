@@ -110,7 +110,7 @@ def measure_layers(
     """
     kinds = list(_find_kinds(layers, target, known))
     rig, built = build_trials([(at, [one]) for kind in kinds for one, at in kind.options], target)
-    calls = iter(call for (call,) in built)
+    calls = iter(call.run for (call,) in built)
     bench = _Bench(rig, target, rounds)
     figures: dict[str, LayerFigures] = {}
     for kind in kinds:
@@ -159,7 +159,7 @@ class _Bench:
 
     def measure(self, kind: _Kind, calls: Sequence[Callable[[], object]]) -> LayerFigures:
         """Choose the fastest candidate or dense torch, then time it once more beside dense, products and a copy."""
-        case, dense = kind.trial.case, self._rig.dense(kind.trial.case)
+        case, dense = kind.trial.case, self._rig.dense(kind.trial.case).run
         times, _ = self._time([*calls, dense])
         best = min(range(len(times)), key=lambda index: times[index])
         job = None if best == len(calls) else make_job(*kind.options[best], self._target)

@@ -37,6 +37,33 @@ _BEHIND = 1.3
 """What took so many times the best of its layer is not measured in the passes that follow."""
 
 
+class TrialCall:
+    """A call on the buffers of a rig, which are written anew before each call that is timed.
+
+    In a model a layer reads what the one before it has just written. From the L2 cache that takes up to twice as long
+    as what was only read since, whichever core wrote it, and the order of a layer's candidates is another one.
+
+    Attributes:
+        run: The call alone.
+    """
+
+    def __init__(self, run: Callable[[], object], read: Sequence[torch.Tensor]) -> None:
+        """Take the call and the buffers that it reads."""
+        self.run, self._read = run, tuple(read)
+
+    def __call__(self) -> None:
+        """Run once."""
+        self.run()
+
+    def time_fresh(self) -> float:
+        """Return the seconds of one call after its buffers were written; their values stay."""
+        for buffer in self._read:
+            buffer.mul_(1.0)
+        start = time.perf_counter()
+        self.run()
+        return time.perf_counter() - start
+
+
 def time_calls(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> list[float]:
     """Return the best time of each call in seconds, measured in turns.
 
@@ -57,11 +84,18 @@ def time_calls(calls: Sequence[Callable[[], object]], rounds: int = _ROUNDS) -> 
         for sample, call, repeat, most in zip(samples, calls, repeats, turns, strict=True):
             if turn >= most:
                 continue
-            start = time.perf_counter()
-            for _ in range(repeat):
-                call()
-            sample.append((time.perf_counter() - start) / repeat)
+            sample.append(_time_repeated(call, repeat) / repeat)
     return [min(sample) for sample in samples]
+
+
+def _time_repeated(call: Callable[[], object], repeat: int) -> float:
+    """Return the seconds of so many calls."""
+    if isinstance(call, TrialCall):
+        return sum(call.time_fresh() for _ in range(repeat))
+    start = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    return time.perf_counter() - start
 
 
 def time_in_passes(layers: Sequence[Sequence[Callable[[], object]]]) -> list[list[float]]:
@@ -147,7 +181,7 @@ class Rig:
         pool = Pool(sum(rounded(size) for size in sizes))
         self._x, self._y, self._residual = (pool.take(size).normal_() for size in sizes)
 
-    def bind(self, library: Library, name: str, kernel: LayerKernel) -> Callable[[], object]:
+    def bind(self, library: Library, name: str, kernel: LayerKernel) -> TrialCall:
         """Return a call of a kernel; the library lives as long as the call."""
         work = kernel.work
         residual = self._residual[: work.own_residual.numel] if work.own_residual else None
@@ -159,25 +193,27 @@ class Rig:
         def run(_library: Library = library) -> None:
             bound.run()
 
-        return run
+        added = y if work.in_place else residual
+        return TrialCall(run, [x] if added is None else [x, added])
 
-    def dense(self, case: Case) -> Callable[[], object]:
+    def dense(self, case: Case) -> TrialCall:
         """Return a call of the dense layer on channels-last inputs."""
         layer, work = case.layer, _dense_workload(case)
         weight = torch.from_numpy(case.weight).reshape(layer.weight_shape)
         bias = None if case.bias is None else torch.from_numpy(case.bias)
         module = build_dense(layer, weight, bias)
-        x = buffer_view(self._x[: work.x.numel], work.x, layer.dims, tuple(layer.input.meta["val"].shape))
+        read = [self._x[: work.x.numel]]
+        x = buffer_view(read[0], work.x, layer.dims, tuple(layer.input.meta["val"].shape))
         residual = None
         if work.residual is not None:
-            cells = self._residual[: work.residual.numel]
-            residual = buffer_view(cells, work.residual, layer.dims, layer.output_shape)
+            read.append(self._residual[: work.residual.numel])
+            residual = buffer_view(read[1], work.residual, layer.dims, layer.output_shape)
 
         def run() -> None:
             with torch.no_grad():
                 module(x, residual)
 
-        return run
+        return TrialCall(run, read)
 
 
 def _dense_workload(case: Case) -> Workload:
@@ -188,14 +224,14 @@ def _dense_workload(case: Case) -> Workload:
     return Workload(shape, x, y, y if layer.residual else None, layer.activation, layer.activation_args, 1)
 
 
-def dense_call(case: Case) -> Callable[[], object]:
+def dense_call(case: Case) -> TrialCall:
     """Return a call of the dense layer on random channels-last inputs of its own."""
     return Rig([_dense_workload(case)]).dense(case)
 
 
 def build_trials(
     trials: Sequence[tuple[Trial, Sequence[Candidate]]], target: CpuTarget
-) -> tuple[Rig, list[list[Callable[[], object]]]]:
+) -> tuple[Rig, list[list[TrialCall]]]:
     """Build every candidate of every layer in one library; return calls that are ready to be timed, and their rig.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
+import torch
 
 from fxprune.lowering import measure
 
@@ -21,6 +22,17 @@ def test_a_slow_call_has_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
         assert times[0] < 1.0
         counts[most] = len(ran)
     assert counts == {0.0: 2 + 2, 1e9: 2 + 7}
+
+
+def test_a_trial_finds_its_buffers_written_and_their_values_unchanged() -> None:
+    buffer, found = torch.randn(8), []
+    call = measure.TrialCall(lambda: found.append(buffer._version), [buffer])
+    values = buffer.clone()
+    measure.time_calls([call], rounds=3)
+    timed = found[2:]  # two calls come before
+    assert timed == list(range(found[0] + 1, found[0] + 1 + len(timed)))
+    assert len(timed) >= 3
+    assert torch.equal(buffer, values)
 
 
 def test_what_is_far_behind_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,10 @@ class _PixelsWriter:
         return lines_read(self.planes, first, stop)
 
     def _unit(self, image: str, base: str) -> None:
-        """Compute tile `tile` of block `block`, `b` with the part; the last tile of a run may be narrower."""
+        """Compute tile `tile` of block `block`, `b` with the part; the last tile of a run may be narrower.
+
+        A loop of one turn would not do for `b`: TVM 0.27 puts its value in without the first one of the loop around it.
+        """
         self.script.add(f"b = T.bind(part * {self.problem.blocks} + block)")
         if self.last == self.schedule.vectors:
             self._tile(image, base, self.last)
