@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from typing import Protocol
 
 import pytest
@@ -13,6 +14,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import fxprune
 from fxprune import CompiledModule
+from fxprune.codegen.pixel_schedules import pixels_candidates
+from fxprune.codegen.row_schedules import rows_candidates
+from fxprune.codegen.schedules import Candidate
+from fxprune.codegen.workload import ConvShape
 from tests.networks import apply_masks
 
 TOLERANCE = 1e-5
@@ -32,6 +37,7 @@ class Layers(Protocol):
 
 
 Masks = dict[str, torch.Tensor]
+IsRows = Callable[[ConvShape], bool]
 Mask = Callable[[torch.Tensor, int], torch.Tensor]
 
 
@@ -148,3 +154,20 @@ def force_kernels(monkeypatch: pytest.MonkeyPatch, *families: str) -> None:
     monkeypatch.setattr(f"{select}.predict_dense_us", lambda *_: 1e9)
     for family in {"rows", "pixels", "winograd"} - set(families):
         monkeypatch.setattr(f"{select}.{family}_candidates", lambda *_, **__: [])
+
+
+def force_families(monkeypatch: pytest.MonkeyPatch, is_rows: IsRows) -> None:
+    """Let layers be computed by the one family or the other; linear layers know only one."""
+    force_kernels(monkeypatch, "rows", "pixels")
+
+    def kept(find: Callable[..., Iterator[Candidate]], family: str) -> Callable[..., Iterator[Candidate]]:
+        def candidates(work: object, *args: object, **options: object) -> Iterator[Candidate]:
+            shape: ConvShape = work.shape  # type: ignore[attr-defined]
+            is_linear = shape.batch == shape.spatial_in[1] == prod(shape.kernel) == 1
+            if (family == "rows") == (is_linear or is_rows(shape)):
+                yield from find(work, *args, **options)
+
+        return candidates
+
+    monkeypatch.setattr("fxprune.lowering.select.rows_candidates", kept(rows_candidates, "rows"))
+    monkeypatch.setattr("fxprune.lowering.select.pixels_candidates", kept(pixels_candidates, "pixels"))

@@ -172,6 +172,8 @@ class Workload:
         threads: Threads the kernel splits its work over.
         in_place: Whether the residual lies in the output buffer and is overwritten; only for kernels that compute
             every output once.
+        bands: Bands that every image is cut into, one for each thread, each an image of `shape` and of the output (see
+            `codegen.cpu.bands`); what lies above and below a band is in its neighbours. The input may be cut or not.
     """
 
     shape: ConvShape
@@ -182,6 +184,12 @@ class Workload:
     activation_args: tuple[float, ...]
     threads: int
     in_place: bool = False
+    bands: int = 1
+
+    @property
+    def input_bands(self) -> int:
+        """Bands that every image of the input is cut into."""
+        return self.x.batch * self.bands // self.shape.batch
 
     @property
     def own_residual(self) -> Layout | None:

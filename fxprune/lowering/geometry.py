@@ -97,10 +97,17 @@ def buffer_view(buffer: torch.Tensor, layout: Layout, dims: int, shape: tuple[in
         layout: Where the tensor lies in it.
         dims: Spatial axes of the layer; 0 for linear.
         shape: [N, C, *image], [C, *image] or [..., C]; C may be smaller than the layout's channels.
+
+    Returns:
+        The tensor; of an activation in bands, which torch never reads, one image for each band.
     """
     offset = buffer.storage_offset() + layout.origin
     n, c, *image = layout.strides
     if dims == 0:
         return buffer.as_strided((prod(shape[:-1]), shape[-1]), (image[-1], c), offset).view(shape)
+    if layout.batch > prod(shape[: -dims - 1]):
+        return buffer.as_strided(
+            (layout.batch, shape[-dims - 1], *layout.spatial[-dims:]), (n, c, *image[-dims:]), offset
+        )
     lead = (n, c) if len(shape) == dims + 2 else (c,)
     return buffer.as_strided(shape, (*lead, *image[-dims:]), offset)

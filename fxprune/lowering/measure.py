@@ -11,6 +11,7 @@ import torch
 
 from fxprune.codegen.ahead import look_ahead
 from fxprune.codegen.build import Library
+from fxprune.codegen.cpu.bands import cut_freely
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.memory import Pool, rounded
 from fxprune.codegen.schedules import Candidate, block_lanes, may_overwrite
@@ -145,7 +146,8 @@ def trial_workload(trial: Trial, family: str, threads: int, lanes: int | None = 
         channels = spread_cells(shape.channels_out if lanes is None else lanes)
         x = Layout("nhwc", shape.batch, spread_cells(shape.channels_in), shape.spatial_in, trial.x_halo)
         y = Layout("nhwc", shape.batch, channels, shape.spatial_out, trial.y_halo)
-    return Workload(shape, x, y, y if layer.residual else None, layer.activation, layer.activation_args, threads)
+    work = Workload(shape, x, y, y if layer.residual else None, layer.activation, layer.activation_args, threads)
+    return cut_freely(work) if family == "pixels" else work
 
 
 def candidate_workload(trial: Trial, candidate: Candidate, threads: int) -> Workload:

@@ -19,6 +19,7 @@ from fxprune.codegen.target import CpuTarget
 from fxprune.codegen.workload import LINE_CELLS, Layout
 from fxprune.debug import dump_text
 from fxprune.layer import Layer
+from fxprune.lowering.bands import lay_in_bands
 from fxprune.lowering.chain import chain_kernels
 from fxprune.lowering.choice import Case, Choice, constant
 from fxprune.lowering.dense import build_dense
@@ -125,6 +126,7 @@ def lower(
     shapes = {node: case.shape for node, case in cases.items()}
     patterns = {node: case.pattern for node, case in cases.items()}
     placements, outputs = plan_layouts(layers, shapes, choices, patterns, pools, norms, target.threads)
+    placements, outputs = lay_in_bands(placements, outputs, layers, choices, target.threads)
     placements = overwrite_residuals(placements, find_last_readers(gm.graph, layers), choices, target)
     scripts: dict[str, str] = {}
     lowered = _make_kernels(cases, choices, placements, outputs, scripts, target)

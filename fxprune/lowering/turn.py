@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.codegen.build import Library
+from fxprune.codegen.cpu.bands import cut_layout
 from fxprune.codegen.cpu.transpose import build_transpose_kernel
 from fxprune.codegen.kernel import BoundUnary
 from fxprune.codegen.target import CpuTarget
@@ -74,7 +75,8 @@ def make_turns(
         if isinstance(turned, fx.Node):
             continue
         x = outputs[turned.node]
-        text = build_transpose_kernel(any_name, x, y, turned.channels, target.lanes, target.threads)
+        x_bands, y_bands = (cut_layout(one, max(x.batch, y.batch) // one.batch) for one in (x, y))
+        text = build_transpose_kernel(any_name, x_bands, y_bands, turned.channels, target.lanes, target.threads)
         name = scripts.setdefault(text, f"turn_{len(scripts)}")
         turns[turned] = LoweredTurn(turned, turned.node, x, y, name)
     return turns

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from fxprune.annotation import IndexArray, RowGroup, RowGroupPattern
 from fxprune.codegen.build import Library
+from fxprune.codegen.cpu.bands import cut
 from fxprune.codegen.cpu.pixel_tiles import PixelsSchedule
 from fxprune.codegen.format import Float32Array, packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
@@ -143,6 +144,8 @@ class Case:
         x_spread: Whether planes of the input begin on cache lines.
         y_spread: Whether those of the output do.
         residual_spread: Whether those of the residual do; None = as those of the output.
+        x_bands: Whether the input lies in bands, one for each thread.
+        y_bands: Whether the output and the residual do.
     """
 
     shape: ConvShape
@@ -163,6 +166,8 @@ class Case:
     x_spread: bool = True
     y_spread: bool = True
     residual_spread: bool | None = None
+    x_bands: bool = False
+    y_bands: bool = False
 
     def workload(self) -> Workload:
         """Place the tensors as the family of the schedule wants them."""
@@ -178,13 +183,26 @@ class Case:
         added = replace(y, channels=shape.channels_out, halo=self.residual_halo) if self.residual else None
         if added is not None and self.residual_spread is not None:
             added = replace(added, spread=self.residual_spread)
-        return Workload(shape, x, y, added, self.activation, self.activation_args, self.threads, self.in_place)
+        args = self.activation_args
+        work = Workload(shape, x, y, added, self.activation, args, self.threads, self.in_place)
+        return cut(work, x=self.x_bands, y=self.y_bands)
 
 
 def view(buffer: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Return the inside of a flat buffer, [N, C, D, H, W]."""
     size = (layout.batch, layout.channels, *layout.spatial)
     return buffer.as_strided(size, layout.strides, buffer.storage_offset() + layout.origin)
+
+
+def in_bands(tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Cut the lines of [N, C, D, H, W] into as many images as the layout has."""
+    bands = layout.batch // len(tensor)
+    return torch.cat([band for image in tensor.chunk(len(tensor)) for band in image.chunk(bands, 3)])
+
+
+def from_bands(images: torch.Tensor, batch: int) -> torch.Tensor:
+    """Join bands to whole images, the opposite of `in_bands`."""
+    return torch.cat([torch.cat(bands.chunk(len(bands)), 3) for bands in images.chunk(batch)])
 
 
 def poisoned(cells: int) -> torch.Tensor:
@@ -208,7 +226,7 @@ def place(tensor: torch.Tensor, layout: Layout, zeros: Halo = NO_HALO) -> torch.
     )
     size = (layout.batch, layout.channels, *nearest.padded)
     buffer.as_strided(size, layout.strides, buffer.storage_offset() + corner).zero_()
-    view(buffer, layout).copy_(tensor)
+    view(buffer, layout).copy_(in_bands(tensor, layout))
     return buffer
 
 
@@ -310,7 +328,7 @@ def check_halo(y: torch.Tensor, layout: Layout) -> None:
 
 def in_order(kernel: LayerKernel, y: torch.Tensor) -> torch.Tensor:
     """Return the inside of an output buffer with its channels in order, [N, O, D, H, W]."""
-    found = view(y, kernel.work.y)
+    found = from_bands(view(y, kernel.work.y), kernel.work.shape.batch // kernel.work.bands)
     if kernel.channel_map is None:
         return found[:, : kernel.work.shape.channels_out]
     return found[:, torch.from_numpy(kernel.channel_map).long()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from math import prod
 
 import pytest
@@ -10,14 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fxprune.codegen.pixel_schedules import pixels_candidates
-from fxprune.codegen.row_schedules import rows_candidates
-from fxprune.codegen.schedules import Candidate
 from fxprune.codegen.workload import ConvShape
 from fxprune.lowering.chain import ChainModule
-from tests.compiling import cells, check, draw_masks, force_kernels
-
-IsRows = Callable[[ConvShape], bool]
+from tests.compiling import IsRows, cells, check, draw_masks, force_families
 
 
 class _Net(nn.Module):
@@ -38,23 +32,6 @@ class _Net(nn.Module):
         return self.head(four.mean((2, 3))), three.sin(), pooled
 
 
-def _force(monkeypatch: pytest.MonkeyPatch, is_rows: IsRows) -> None:
-    """Let layers be computed by the one family or the other; linear layers know only one."""
-    force_kernels(monkeypatch, "rows", "pixels")
-
-    def kept(find: Callable[..., Iterator[Candidate]], family: str) -> Callable[..., Iterator[Candidate]]:
-        def candidates(work: object, *args: object, **options: object) -> Iterator[Candidate]:
-            shape: ConvShape = work.shape  # type: ignore[attr-defined]
-            is_linear = shape.batch == shape.spatial_in[1] == prod(shape.kernel) == 1
-            if (family == "rows") == (is_linear or is_rows(shape)):
-                yield from find(work, *args, **options)
-
-        return candidates
-
-    monkeypatch.setattr("fxprune.lowering.select.rows_candidates", kept(rows_candidates, "rows"))
-    monkeypatch.setattr("fxprune.lowering.select.pixels_candidates", kept(pixels_candidates, "pixels"))
-
-
 def _wide(shape: ConvShape) -> bool:
     return prod(shape.kernel) > 1
 
@@ -71,7 +48,7 @@ def _wide(shape: ConvShape) -> bool:
 def test_every_buffer_is_copied_once(
     monkeypatch: pytest.MonkeyPatch, is_rows: IsRows, batch: int, channels: int, turns: int
 ) -> None:
-    _force(monkeypatch, is_rows)
+    force_families(monkeypatch, is_rows)
     net = _Net(channels).eval()
     compiled = check(net, draw_masks(net, cells(0.3)), torch.randn(batch, 3, 13, 10))
     modules = list(compiled.graph_module.modules())
@@ -83,7 +60,7 @@ def test_every_buffer_is_copied_once(
 
 
 def test_a_layer_of_one_axis_reads_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    _force(monkeypatch, _wide)
+    force_families(monkeypatch, _wide)
     net = nn.Sequential(nn.Conv1d(8, 17, 3, padding=1), nn.Conv1d(17, 40, 1), nn.Conv1d(40, 6, 3, padding=1)).eval()
     compiled = check(net, draw_masks(net, cells(0.3)), torch.randn(2, 8, 21))
     (chain,) = (module for module in compiled.graph_module.modules() if isinstance(module, ChainModule))

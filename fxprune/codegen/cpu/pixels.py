@@ -184,10 +184,9 @@ class _PixelsWriter:
         """
         if self.planes.in_place:
             return
-        n_step, c_step, *_ = self.work.x.strides
-        start = f"{image} * {n_step} + (part * {copied_channels(self.work, self.schedule)} + c) * {c_step}"
+        channel = f"(part * {copied_channels(self.work, self.schedule)} + c)"
         with self.script.block(f"for c in T.serial({channels[0]}, {channels[1]})"):
-            write_planes(self.script, self.work, self.planes, (start, "c"), base, lines)
+            write_planes(self.script, self.work, self.planes, image, (channel, "c"), base, lines)
 
     def _own_lines(self) -> tuple[str, str]:
         """Return expressions of the lines that the tiles of thread `t` read."""

@@ -169,7 +169,13 @@ def lines_read(planes: Planes, first: str, stop: str) -> tuple[str, str]:
 
 
 def write_planes(
-    script: Script, work: Workload, planes: Planes, channel: tuple[str, str], base: str, lines: tuple[str, str]
+    script: Script,
+    work: Workload,
+    planes: Planes,
+    image: str,
+    channel: tuple[str, str],
+    base: str,
+    lines: tuple[str, str],
 ) -> None:
     """Write the copy of one channel of one image from X into its planes in S.
 
@@ -177,31 +183,44 @@ def write_planes(
         script: The text.
         work: The layer.
         planes: Its planes.
-        channel: Expressions of its first cell in X and of its place in the scratch, counted in channels.
+        image: Expression of the image, which is a band of one if the workload has bands.
+        channel: Expressions of the channel in X and of its place in the scratch, counted in channels.
         base: Expression of the first cell of the scratch.
         lines: Expressions of the first line of every plane that is written, and one past the last.
     """
-    count, (start, place) = len(planes.phases), channel
+    count, (source, place), (n_step, c_step, *_) = len(planes.phases), channel, work.x.strides
+    start = f"{image} // {work.bands} * {work.input_bands * n_step} + {source} * {c_step}"
+    above = f"{image} % {work.bands} * {work.shape.spatial_in[1]}"
     for number, phase in enumerate(planes.phases):
         target = f"{base} + ({place} * {count} + {number}) * {planes.plane}"
         with script.block(f"for line in T.serial({lines[0]}, {lines[1]})"):
-            _write_line(script, work, planes, phase, target, start)
+            _write_line(script, work, planes, phase, target, (start, above))
         if planes.shared:
             _write_zeros(script, f"{target} + {planes.cells}", planes.shared)
 
 
-def _write_line(script: Script, work: Workload, planes: Planes, phase: Phase, target: str, start: str) -> None:
-    """Write the copy of `line` of one phase of a channel, which begins at X[start], to its plane at S[target]."""
-    shape, pitch, h_step = work.shape, planes.pitch, work.x.strides[3]
+def _write_line(
+    script: Script, work: Workload, planes: Planes, phase: Phase, target: str, image: tuple[str, str]
+) -> None:
+    """Write the copy of `line` of one phase of a channel to its plane at S[target].
+
+    Args:
+        script: The text.
+        work: The layer.
+        planes: Its planes.
+        phase: The phase.
+        target: Expression of the plane's first cell in S.
+        image: Expressions of the channel's first cell in X, and of the lines of the whole image above this band of it.
+    """
+    shape, pitch, (start, above) = work.shape, planes.pitch, image
     (_, stride_h, stride_w), (top, left) = shape.stride, (shape.padding[1][0], shape.padding[2][0])
-    first_line, last_line = _inside(shape.spatial_in[1], stride_h, top, phase[0], planes.lines)
     first, last = _inside(shape.spatial_in[2], stride_w, left, phase[1], pitch)
-    cell = f"{target} + line * {pitch}"
-    with script.block(f"if line >= {first_line} and line < {last_line}"):
+    cell, found = f"{target} + line * {pitch}", f"({above} + line * {stride_h} + {phase[0] - top})"
+    with script.block(f"if {found} >= 0 and {found} < {shape.spatial_in[1] * work.bands}"):
         for low, high in ((0, first), (last, pitch)):
             if high > low:
                 _write_zeros(script, f"{cell} + {low}", high - low)
-        source = f"{start} + (line * {stride_h} + {phase[0] - top}) * {h_step}"
+        source = f"{start} + {_line_offset(work, found)}"
         shift = first * stride_w + phase[1] - left
         if stride_w > 1:
             _pick_cells(script, f"{cell} + {first}", last - first, source, (shift, stride_w, shape.spatial_in[2]))
@@ -211,6 +230,14 @@ def _write_line(script: Script, work: Workload, planes: Planes, phase: Phase, ta
                 script.add(f"S[{cell} + {first} + v] = X[{source} + {shift} + v]")
     with script.block("else"):
         _write_zeros(script, cell, pitch)
+
+
+def _line_offset(work: Workload, line: str) -> str:
+    """Return the element offset of a line of the image from the first one of its channel."""
+    lines, (n_step, _, _, h_step, _) = work.x.spatial[1], work.x.strides
+    if work.input_bands == 1:
+        return f"{line} * {h_step}"
+    return f"{line} // {lines} * {n_step} + {line} % {lines} * {h_step}"
 
 
 def _pick_cells(script: Script, target: str, count: int, line: str, steps: tuple[int, int, int]) -> None:
