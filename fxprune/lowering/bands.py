@@ -1,8 +1,8 @@
-"""Which planned planes lie in bands: those that only pixel-lane kernels read, each of which computes in bands too.
+"""Which planned planes lie in bands: those that kernels write and nothing but kernels reads.
 
 A 1x1 layer reads and writes the same cells of a plane, so its input and its output lie alike, and so does a residual.
-Any other layer copies the lines that it reads wherever they lie. A copy in the other order (`turn`) writes bands of
-channels-last images, and reads them, where those have no halo.
+Any other layer copies the lines that it reads wherever they lie, and a pool of windows reads them there. A copy in the
+other order (`turn`) writes bands of channels-last images, and reads them, where those have no halo.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from fxprune.codegen.workload import NO_HALO, Layout
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
 from fxprune.lowering.plan import Placement
+from fxprune.lowering.pool import Pooling
 from fxprune.lowering.turn import Source, Turned
 
 
@@ -28,6 +29,7 @@ def lay_in_bands(
     outputs: Mapping[Source, Layout],
     layers: Mapping[fx.Node, Layer],
     choices: Mapping[fx.Node, Choice],
+    pools: Mapping[fx.Node, Pooling],
     threads: int,
 ) -> tuple[dict[fx.Node, Placement], dict[Source, Layout]]:
     """Return the placements and the layouts of all buffers, with bands wherever they can be.
@@ -37,9 +39,10 @@ def lay_in_bands(
         outputs: Layouts of all planned buffers.
         layers: Layers of the graph by node.
         choices: What runs them.
+        pools: Pooling nodes that kernels compute.
         threads: Threads of the kernels.
     """
-    planner = _Planner(placements, outputs, layers, choices, threads)
+    planner = _Planner(placements, outputs, layers, choices, pools, threads)
     found = {source for source in outputs if planner.may_lie_in_bands(source)}
     while alone := {source for source in found if planner.stands_alone(source, found)}:
         found -= alone
@@ -64,20 +67,24 @@ class _Planner:
         outputs: Mapping[Source, Layout],
         layers: Mapping[fx.Node, Layer],
         choices: Mapping[fx.Node, Choice],
+        pools: Mapping[fx.Node, Pooling],
         threads: int,
     ) -> None:
         self._placements, self._outputs, self._layers = placements, outputs, layers
-        self._choices, self._threads = choices, threads
+        self._choices, self._pools, self._threads = choices, pools, threads
         self.planes = {node: item for node, item in placements.items() if choices[node].family == "pixels"}
 
     def may_lie_in_bands(self, source: Source) -> bool:
         """Whether what writes a buffer can write bands, and nothing but kernels reads it."""
         layout = self._outputs[source]
-        if isinstance(source, Turned):
-            cuts = bands_of(layout.batch, layout.spatial, self._threads) > 1
-            return cuts and layout.order == "nchw" and self._outputs[source.node].halo == NO_HALO
-        if source not in self.planes or not all(self._reads_planned(user, source) for user in source.users):
+        if layout.order != "nchw" or bands_of(layout.batch, layout.spatial, self._threads) == 1:
             return False
+        if isinstance(source, Turned):
+            return self._outputs[source.node].halo == NO_HALO
+        if not all(self._reads_planned(user, source) for user in source.users):
+            return False
+        if source in self._pools:
+            return True
         work, schedule = self.planes[source].work, self._choices[source].schedule
         assert isinstance(schedule, PixelsSchedule)
         return may_cut(work.shape, self._threads) and pixel_tiles.fits(
@@ -86,6 +93,8 @@ class _Planner:
 
     def _reads_planned(self, user: fx.Node, node: fx.Node) -> bool:
         """Whether a user of a node is a kernel that reads the node's buffer, or a copy of it without a halo."""
+        if user in self._pools:
+            return not self._pools[user].is_whole
         if user not in self._placements:
             return False
         layer, item = self._layers[user], self._placements[user]

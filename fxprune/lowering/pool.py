@@ -64,6 +64,11 @@ class Pooling:
         return 1, int(self.input.meta["val"].shape[2]), int(self.input.meta["val"].shape[3])
 
     @property
+    def is_whole(self) -> bool:
+        """Whether there is one window, the image."""
+        return self.kernel == self.spatial_in[1:]
+
+    @property
     def spatial_out(self) -> Triple:
         """1, H, W of the output."""
         size = tuple(self.node.meta["val"].shape[2:])
@@ -177,4 +182,5 @@ def pool_workload(pool: Pooling, outputs: Mapping[Source, Layout], lanes: int, t
     """
     plain = Layout(pool.order, pool.batch, pool.channels, pool.spatial_in, NO_HALO)
     x, y = outputs.get(pool.input, plain), outputs[pool.node]
-    return PoolWorkload(pool.kind, pool.channels, x, y, pool.kernel, pool.stride, pool.padding, lanes, threads)
+    bands, window = y.batch // pool.batch, (pool.kernel, pool.stride, pool.padding)
+    return PoolWorkload(pool.kind, pool.channels, x, y, *window, lanes, threads, bands)

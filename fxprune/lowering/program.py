@@ -126,7 +126,7 @@ def lower(
     shapes = {node: case.shape for node, case in cases.items()}
     patterns = {node: case.pattern for node, case in cases.items()}
     placements, outputs = plan_layouts(layers, shapes, choices, patterns, pools, norms, target.threads)
-    placements, outputs = lay_in_bands(placements, outputs, layers, choices, target.threads)
+    placements, outputs = lay_in_bands(placements, outputs, layers, choices, pools, target.threads)
     placements = overwrite_residuals(placements, find_last_readers(gm.graph, layers), choices, target)
     scripts: dict[str, str] = {}
     lowered = _make_kernels(cases, choices, placements, outputs, scripts, target)

@@ -126,7 +126,9 @@ def bind_unaries(
         assert library is not None
         shape, (kind, dims) = tuple(node.meta["val"].shape), item.kind
         whole = shape if dims == 0 else (*shape, 1, 1)[: dims + 2]
-        output = buffer_view(arena[node], item.y, dims, whole).reshape(shape)
+        output = buffer_view(arena[node], item.y, dims, whole)
+        if whole != shape:
+            output = output.reshape(shape)
         x = None if item.source is None else arena[item.source]
         bound = BoundUnary(library[item.function], x, arena[node], item.constants)
         port = Port(item.x, kind, dims) if x is None else None

@@ -15,7 +15,8 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 
 def draw(work: PoolWorkload) -> torch.Tensor:
     """Return the input of an operator, [N, C, H, W]."""
-    shape = (work.x.batch, work.channels, *work.x.spatial[1:])
+    _, height, width = work.x.spatial
+    shape = (work.y.batch // work.bands, work.channels, height * work.input_bands, width)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)) - 3
 
 

@@ -1,4 +1,4 @@
-"""The pooling kernel on planes against torch: windows, padding, whole planes, odd sizes, NaN."""
+"""The pooling kernel on planes against torch: windows, padding, whole planes, bands, odd sizes, NaN."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from fxprune.codegen.build import Library
+from fxprune.codegen.cpu.bands import cut_layout
 from fxprune.codegen.cpu.pool import PoolWorkload
 from fxprune.codegen.cpu.pool_planes import build_plane_pool_kernel
 from fxprune.codegen.kernel import BoundUnary
 from fxprune.codegen.target import parse_target
 from fxprune.codegen.workload import Layout
 from tests.codegen.pooling import check_equals_torch, check_nan_stays
-from tests.codegen.suite import guards_are_intact, place, poisoned, view
+from tests.codegen.suite import from_bands, guards_are_intact, place, poisoned, view
 
 Pair = tuple[int, int]
 
@@ -29,12 +30,14 @@ def _work(
     *,
     ceil: bool = False,
     spread: bool = True,
+    bands: Pair = (1, 1),
 ) -> PoolWorkload:
-    """Return the pooling of [N, C, H, W]; the size of a mean's output is that of the maximum."""
+    """Return the pooling of [N, C, H, W], with bands of input and output; a mean's output is as large as a maximum."""
     like = F.max_pool2d(torch.empty(1, 1, *shape[2:]), window, stride, padding, ceil_mode=ceil)
     x = Layout("nchw", shape[0], shape[1], (1, *shape[2:]), spread=spread)
     y = Layout("nchw", shape[0], shape[1], (1, like.shape[2], like.shape[3]), spread=spread)
-    return PoolWorkload(kind, shape[1], x, y, window, stride, padding, 16, 2)
+    x, y = cut_layout(x, bands[0]), cut_layout(y, bands[1])
+    return PoolWorkload(kind, shape[1], x, y, window, stride, padding, 16, 2, bands[1])
 
 
 CASES = {
@@ -47,6 +50,10 @@ CASES = {
     "one_pixel": _work("max", (1, 4, 1, 1), (3, 3), (1, 1), (1, 1)),
     "wide_window": _work("max", (1, 2, 19, 19), (5, 5), (3, 3), (2, 2)),
     "windows": _work("mean", (2, 3, 9, 8), (3, 2), (2, 2)),
+    "bands": _work("max", (1, 6, 12, 14), (3, 3), (2, 2), (1, 1), bands=(2, 2)),
+    "bands_in": _work("max", (2, 6, 12, 14), (3, 3), (2, 2), (1, 1), bands=(3, 1)),
+    "bands_out": _work("max", (2, 5, 12, 14), (3, 3), (1, 1), (1, 1), bands=(1, 2)),
+    "bands_of_windows": _work("mean", (3, 5, 12, 9), (2, 2), (2, 2), bands=(2, 3)),
     "mean": _work("mean", (1, 64, 7, 7), (7, 7)),
     "mean_touching": _work("mean", (1, 64, 7, 7), (7, 7), spread=False),
     "mean_batch": _work("mean", (3, 43, 5, 2), (5, 2)),
@@ -68,7 +75,7 @@ def _run(library: Library, name: str, x: torch.Tensor) -> torch.Tensor:
     work, y = CASES[name], poisoned(CASES[name].y.numel)
     BoundUnary(library[name], place(x[:, :, None], work.x), y).run()
     assert guards_are_intact(y), "written outside the output"
-    return view(y, work.y)[:, :, 0]
+    return from_bands(view(y, work.y), len(x))[:, :, 0]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -76,6 +83,6 @@ def test_pool_equals_torch(library: Library, name: str) -> None:
     check_equals_torch(lambda x: _run(library, name, x), CASES[name], ceil=name in CEIL)
 
 
-@pytest.mark.parametrize("name", ["resnet", "uneven", "mean"])
+@pytest.mark.parametrize("name", ["resnet", "uneven", "bands", "mean"])
 def test_a_number_that_is_none_stays_none(library: Library, name: str) -> None:
     check_nan_stays(lambda x: _run(library, name, x), CASES[name])

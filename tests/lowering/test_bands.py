@@ -89,7 +89,19 @@ GRAPHS: dict[str, tuple[Forward, dict[str, str]]] = {
     ),
     "pool": (
         lambda net, x: net.narrow(F.max_pool2d(net.two(net.same(net.one(net.enter(x)))), 3, 1, 1)),
-        {"enter": "y", "one": "xy", "same": "x", "two": "", "narrow": ""},
+        {"enter": "y", "one": "xy", "same": "xy", "two": "xy", "narrow": "x"},
+    ),
+    "pool that halves": (
+        lambda net, x: net.narrow(net.one(F.max_pool2d(net.enter(x), 2))),
+        {"enter": "y", "one": "xy", "narrow": "x"},
+    ),
+    "pool to small images": (
+        lambda net, x: net.narrow(net.one(F.avg_pool2d(net.enter(x), 3, 3))),
+        {"enter": "y", "one": "", "narrow": ""},
+    ),
+    "mean": (
+        lambda net, x: net.narrow(net.one(net.enter(x)).mean((2, 3), keepdim=True).expand(-1, -1, 5, 5)),
+        {"enter": "", "one": "", "narrow": ""},
     ),
     "read by torch too": (
         lambda net, x: net.narrow(net.same(y := net.enter(x))) + y.mean(),
@@ -109,7 +121,7 @@ GRAPHS: dict[str, tuple[Forward, dict[str, str]]] = {
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_what_lies_in_bands(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """A 1x1 layer and a residual lie as the output does; torch and pools read no bands."""
+    """A 1x1 layer and a residual lie as the output does; torch and means of images read no bands."""
     force_kernels(monkeypatch, "pixels")
     forward, wanted = GRAPHS[name]
     assert _compile(monkeypatch, forward)[1] == wanted

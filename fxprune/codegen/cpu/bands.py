@@ -38,6 +38,20 @@ def cut_layout(layout: Layout, bands: int) -> Layout:
     return replace(layout, batch=layout.batch * bands, spatial=(depth, height // bands, width))
 
 
+def line_offset(layout: Layout, bands: int, line: str) -> str:
+    """Return the element offset of a line of an image from the first cell of its channel, "nchw".
+
+    Args:
+        layout: The activation.
+        bands: Bands that every image is cut into.
+        line: Expression of the line, counted over all bands.
+    """
+    lines, (n_step, _, _, h_step, _) = layout.spatial[1], layout.strides
+    if bands == 1:
+        return f"{line} * {h_step}"
+    return f"({line} // {lines} * {n_step} + {line} % {lines} * {h_step})"
+
+
 def _cut_shape(shape: ConvShape, bands: int) -> ConvShape:
     depth, height, width = shape.spatial_in
     return replace(shape, batch=shape.batch * bands, spatial_in=(depth, height // bands, width))

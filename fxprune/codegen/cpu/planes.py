@@ -18,6 +18,7 @@ from math import prod
 import numpy as np
 
 from fxprune.annotation import IndexArray
+from fxprune.codegen.cpu.bands import line_offset
 from fxprune.codegen.script import Script
 from fxprune.codegen.workload import LINE_CELLS, Workload, spread_cells
 
@@ -220,7 +221,7 @@ def _write_line(
         for low, high in ((0, first), (last, pitch)):
             if high > low:
                 _write_zeros(script, f"{cell} + {low}", high - low)
-        source = f"{start} + {_line_offset(work, found)}"
+        source = f"{start} + {line_offset(work.x, work.input_bands, found)}"
         shift = first * stride_w + phase[1] - left
         if stride_w > 1:
             _pick_cells(script, f"{cell} + {first}", last - first, source, (shift, stride_w, shape.spatial_in[2]))
@@ -230,14 +231,6 @@ def _write_line(
                 script.add(f"S[{cell} + {first} + v] = X[{source} + {shift} + v]")
     with script.block("else"):
         _write_zeros(script, cell, pitch)
-
-
-def _line_offset(work: Workload, line: str) -> str:
-    """Return the element offset of a line of the image from the first one of its channel."""
-    lines, (n_step, _, _, h_step, _) = work.x.spatial[1], work.x.strides
-    if work.input_bands == 1:
-        return f"{line} * {h_step}"
-    return f"{line} // {lines} * {n_step} + {line} % {lines} * {h_step}"
 
 
 def _pick_cells(script: Script, target: str, count: int, line: str, steps: tuple[int, int, int]) -> None:

@@ -37,6 +37,8 @@ class PoolWorkload:
         padding: Cells before the image that the first windows reach to, less than the window.
         lanes: float32 lanes of a vector.
         threads: Threads the kernel splits its work over.
+        bands: Bands that every image of the output is cut into (see `codegen.cpu.bands`), only of planes; the input may
+            be cut or not.
     """
 
     kind: Literal["max", "mean"]
@@ -48,6 +50,12 @@ class PoolWorkload:
     padding: tuple[int, int]
     lanes: int
     threads: int
+    bands: int = 1
+
+    @property
+    def input_bands(self) -> int:
+        """Bands that every image of the input is cut into."""
+        return self.x.batch * self.bands // self.y.batch
 
 
 def build_pool_kernel(name: str, work: PoolWorkload) -> str:

@@ -1,6 +1,6 @@
 """Pooling on planes: neighbouring pixels of a line are vector lanes, or cells of a plane that becomes one pixel.
 
-    for plane, for line of the output, for pixel of the line:
+    for plane of an image or of a band of it, for line of the output, for pixel of the line:
         Y[pixel] = max or mean over the window of X[tap]
 
     for plane, to one pixel:
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from math import prod
 
+from fxprune.codegen.cpu.bands import line_offset
 from fxprune.codegen.cpu.pool import PoolWorkload
 from fxprune.codegen.script import Script
 
@@ -103,9 +104,13 @@ def _write_pixel(script: Script, work: PoolWorkload, *, clamp: bool) -> None:
 
 def _tap(work: PoolWorkload, tap: str, *, clamp: bool) -> str:
     """Return the element offset of a tap of the window."""
-    _, height, width = work.x.spatial
-    lines = work.y.spatial[1]
-    h = f"u % {lines} * {work.stride[0]} - {work.padding[0]} + {tap} // {work.kernel[1]}"
+    (_, height, width), (n_step, c_step, *_) = work.x.spatial, work.x.strides
+    channels, lines, bands = work.y.channels, work.y.spatial[1], work.input_bands
+    band = f"u // {lines * channels}"
+    start = f"{band} // {work.bands} * {bands * n_step} + u // {lines} % {channels} * {c_step}"
+    line = f"({band} % {work.bands} * {lines} + u % {lines})"
+    h = f"{line} * {work.stride[0]} - {work.padding[0]} + {tap} // {work.kernel[1]}"
     w = f"w * {work.stride[1]} - {work.padding[1]} + {tap} % {work.kernel[1]}"
     column = f"T.max(0, T.min({w}, {width - 1}))" if clamp else f"({w})"
-    return f"u // {lines} * {work.x.plane} + T.max(0, T.min({h}, {height - 1})) * {width} + {column}"
+    clamped = f"T.max(0, T.min({h}, {height * bands - 1}))"
+    return f"{start} + {line_offset(work.x, bands, clamped)} + {column}"
