@@ -23,8 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    torch.set_num_threads(2)
     gc.set_threshold(100_000, 20, 50)  # a capture makes so many objects that collecting takes a third of its time
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torch_threads() -> None:
+    """Let torch use two threads, whatever the files before have set."""
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,6 @@ def _threads_of_process() -> set[str]:
 
 def test_parallel_loops_run_on_torchs_threads(suite: Suite) -> None:
     assert suite.library.shares_threads
-    torch.set_num_threads(2)  # another test may have set less; then torch has fewer threads than the kernel asks for
     torch.randn(512, 512) @ torch.randn(512, 512)
     torch.randn(1 << 22).exp_()
     before = _threads_of_process()
