@@ -27,7 +27,7 @@ from fxprune.codegen.memory import Pool, rounded
 from fxprune.codegen.runs import first_channels
 from fxprune.codegen.schedules import Schedule, stored_pattern
 from fxprune.codegen.shares import cut_units
-from fxprune.codegen.workload import Workload, column_offsets
+from fxprune.codegen.workload import NO_WINDOWS, Workload, column_offsets
 from fxprune.errors import CodegenError
 
 _LARGEST_INDEX = 2**31 - 1
@@ -119,8 +119,14 @@ def make_kernel(
         group_order: Store the output channels in the order of the blocks, padding lanes included.
 
     Raises:
-        CodegenError: A buffer or an offset does not fit 32 bits, or `group_order` meets a residual.
+        CodegenError: A buffer or an offset does not fit 32 bits, `group_order` meets a residual, or the layer is pooled
+            and adds a residual or runs another kernel than a row-lane one.
     """
+    if work.windows != NO_WINDOWS and (work.residual is not None or not isinstance(schedule, RowsSchedule)):
+        raise CodegenError(
+            f"{work.shape} is pooled ({work.windows}), which row-lane kernels without residual can do, not '{schedule}'"
+            f"{' with one' if work.residual is not None else ''}. Pool its result instead."
+        )
     if group_order and work.residual is not None:
         raise CodegenError(
             f"{work.shape} adds a residual, whose channels are in order, so its output cannot lie in the order of the "

@@ -13,7 +13,7 @@ from fxprune.codegen.cpu.row_walk import RowsSchedule
 from fxprune.codegen.format import in_order, is_scattered, padded_stored
 from fxprune.codegen.schedules import CACHE_CELLS, CLOSE, LATENCY, Candidate, Schedule, efficiency, predict_us, waiting
 from fxprune.codegen.target import CpuTarget
-from fxprune.codegen.workload import Workload
+from fxprune.codegen.workload import NO_WINDOWS, Workload
 
 _NARROW_SHARE = 0.72
 """Share of its efficiency that a row-lane kernel keeps whose vectors are half as wide as the processor's: it loads an
@@ -50,6 +50,13 @@ multiply-add loads an input of its own, and with fewer pixels more of them are s
 
 _CHUNKS = (1, 4, 0)
 """Tiles that run under one block; 0 = all of a thread's tiles."""
+
+_POOLED_CELLS = 2**20
+"""Cells of a layer, 4 MB, that are written to memory: a kernel that pools them keeps them in registers, but its tiles
+are of whole windows. Layers of VGG-16 at 224x224 and 112x112 gain what their pools take, smaller ones nothing."""
+
+_UNEVEN = 1.05
+"""A kernel pools if the thread with the most tiles has at most so many times its share."""
 
 _FEW_ACCUMULATORS = 4
 """Tiles with fewer accumulators are left out where larger ones fit."""
@@ -125,7 +132,7 @@ def _fitting_tiles(work: Workload, block: tuple[int, int], most: int) -> list[Ro
     """Return every tile of one block shape, (lanes, vectors), that has so many pixels at most and fits the layer."""
     tiles = [
         RowsSchedule(*block, (ph, pw), "pixels", even=even)
-        for ph, even in ((1, False), (2, False), (4, False), (1, True))
+        for ph, even in (*((lines, False) for lines in dict.fromkeys((1, 2, 4, work.windows.height))), (1, True))
         for pw in range(1, most // ph + 1)
     ]
     return [tile for tile in tiles if row_walk.fits(work, tile)]
@@ -163,6 +170,23 @@ def _rows_variants(work: Workload, shape: tuple[int, int], cells: int, target: C
     yield from (Candidate(schedule, predicted) for schedule in shared)
 
 
+def may_pool(schedule: RowsSchedule, work: Workload, target: CpuTarget) -> bool:
+    """Whether a kernel gains by pooling what it computes: tiles of whole windows fit, and threads get equal shares.
+
+    Args:
+        schedule: A schedule chosen for the layer alone; `refit` makes it fit.
+        work: The layer with its windows; layouts do not matter.
+        target: The CPU.
+    """
+    large = work.shape.channels_out * work.shape.pixels >= _POOLED_CELLS
+    if not large or not _row_tiles(work, (schedule.lanes, schedule.vectors), target):
+        return False
+    refitted = refit(schedule, work, target)
+    assert isinstance(refitted, RowsSchedule)
+    tiles = row_walk.tiles_of(work, refitted)
+    return schedule.split == "blocks" or -(-tiles // work.threads) * work.threads <= _UNEVEN * tiles
+
+
 def refit(schedule: Schedule, work: Workload, target: CpuTarget) -> Schedule:
     """Return the schedule with a tile that fits the layer's final layouts.
 
@@ -175,7 +199,10 @@ def refit(schedule: Schedule, work: Workload, target: CpuTarget) -> Schedule:
         return replace(schedule, vectors=pixel_tiles.most_vectors(work, schedule.lanes))
     if not isinstance(schedule, RowsSchedule) or row_walk.fits(work, schedule):
         return schedule
-    best = _row_tiles(work, (schedule.lanes, schedule.vectors), target)[0]
+    best, *others = _row_tiles(work, (schedule.lanes, schedule.vectors), target)
+    if work.windows != NO_WINDOWS:
+        small = next((tile for tile in (best, *others) if tile.pixels <= _PREFETCH_PIXELS), best)
+        return replace(schedule, tile=small.tile, even=False, prefetch=False)
     return replace(schedule, tile=best.tile, even=best.even, prefetch=schedule.prefetch and not best.even)
 
 

@@ -159,6 +159,37 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """Pooling of what a layer computes: windows of an image that do not overlap and have no padding.
+
+    Cells behind the last whole window belong to none.
+
+    Attributes:
+        kind: What becomes of a window.
+        height: Lines of a window.
+        width: Pixels of its lines.
+    """
+
+    kind: Literal["max", "mean"]
+    height: int
+    width: int
+
+    def covered(self, spatial: Triple) -> Triple:
+        """Return depth, height and width of the whole windows of images of a size."""
+        depth, height, width = spatial
+        return depth, height // self.height * self.height, width // self.width * self.width
+
+    def pooled(self, spatial: Triple) -> Triple:
+        """Return depth, height and width of what is left of images of a size."""
+        depth, height, width = spatial
+        return depth, height // self.height, width // self.width
+
+
+NO_WINDOWS = Windows("max", 1, 1)
+"""Every cell is written as it is."""
+
+
+@dataclass(frozen=True)
 class Workload:
     """One layer as a kernel sees it.
 
@@ -174,6 +205,8 @@ class Workload:
             every output once.
         bands: Bands that every image is cut into, one for each thread, each an image of `shape` and of the output (see
             `codegen.cpu.bands`); what lies above and below a band is in its neighbours. The input may be cut or not.
+        windows: Pooling after the activation; the output holds one cell for every window. Only of row-lane kernels of
+            images without residual.
     """
 
     shape: ConvShape
@@ -185,6 +218,7 @@ class Workload:
     threads: int
     in_place: bool = False
     bands: int = 1
+    windows: Windows = NO_WINDOWS
 
     @property
     def input_bands(self) -> int:

@@ -18,7 +18,17 @@ from torch import fx
 from fxprune.annotation import RowGroupPattern
 from fxprune.codegen.memory import rounded
 from fxprune.codegen.schedules import block_lanes
-from fxprune.codegen.workload import LINE_CELLS, NO_HALO, ConvShape, Halo, Layout, Workload, spread_cells
+from fxprune.codegen.workload import (
+    LINE_CELLS,
+    NO_HALO,
+    NO_WINDOWS,
+    ConvShape,
+    Halo,
+    Layout,
+    Windows,
+    Workload,
+    spread_cells,
+)
 from fxprune.layer import Layer
 from fxprune.lowering.choice import Choice
 from fxprune.lowering.flattened import image_of_rows, rows_layout
@@ -123,6 +133,7 @@ def plan_layouts(
     patterns: Mapping[fx.Node, RowGroupPattern],
     pools: Mapping[fx.Node, Pooling],
     norms: Mapping[fx.Node, Normalisation],
+    windows: Mapping[fx.Node, Windows],
     threads: int,
 ) -> tuple[dict[fx.Node, Placement], dict[Source, Layout]]:
     """Choose the layouts of everything that a kernel computes.
@@ -134,6 +145,7 @@ def plan_layouts(
         patterns: Their row groups.
         pools: Pooling nodes that kernels compute.
         norms: Layer normalisations that kernels compute.
+        windows: Pooling that the kernels of layers compute as well.
         threads: Threads of the kernels.
 
     Returns:
@@ -159,7 +171,9 @@ def plan_layouts(
             channels = spread_cells(channels)
         halo = wanted_halo(node, _kind(layer), layers, shapes, families) if family == "rows" else NO_HALO
         order: Order = "nhwc" if family == "rows" else "nchw"
-        y = Layout(order, shape.batch, channels, shape.spatial_out, halo, spread=family == "pixels")
+        pooled = windows.get(node, NO_WINDOWS)
+        size = pooled.pooled(shape.spatial_out)
+        y = Layout(order, shape.batch, channels, size, halo, spread=family == "pixels")
         source, residual_source = (
             _find_source(other, _kind(layer), order, kinds, outputs) for other in (layer.input, layer.residual)
         )
@@ -175,7 +189,7 @@ def plan_layouts(
         residual = None
         if layer.residual is not None:
             residual = outputs[residual_source] if residual_source else plain
-        work = Workload(shape, x, y, residual, layer.activation, layer.activation_args, threads)
+        work = Workload(shape, x, y, residual, layer.activation, layer.activation_args, threads, windows=pooled)
         placements[node] = Placement(work, private, source, staged, images is not None, residual_source)
         outputs[node] = y
     return placements, outputs

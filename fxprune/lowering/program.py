@@ -32,6 +32,7 @@ from fxprune.lowering.norm import find_norms
 from fxprune.lowering.parts import join_outputs, split_inputs
 from fxprune.lowering.plan import Interval, Placement, last_uses, plan_layouts, plan_memory
 from fxprune.lowering.pool import find_pools
+from fxprune.lowering.pooled import pool_in_kernels
 from fxprune.lowering.recipe import write_recipe
 from fxprune.lowering.rewrite import drop_constants, forget_replaced, place_layers
 from fxprune.lowering.turn import LoweredTurn, Source, bind_turns, insert_turns, make_turns
@@ -119,13 +120,14 @@ def lower(
         build: Makes the library.
         images: Images of the graph, if it is a micro-batch.
     """
+    gm, cases, choices, windows = pool_in_kernels(gm, cases, choices, target)
     lowered_graph, mapped = copy_graph(gm)
     layers = {node: case.layer for node, case in cases.items()}
     pools = find_pools(gm.graph, layers, choices)
     norms = find_norms(gm.graph, layers, choices, target.lanes)
     shapes = {node: case.shape for node, case in cases.items()}
     patterns = {node: case.pattern for node, case in cases.items()}
-    placements, outputs = plan_layouts(layers, shapes, choices, patterns, pools, norms, target.threads)
+    placements, outputs = plan_layouts(layers, shapes, choices, patterns, pools, norms, windows, target.threads)
     placements, outputs = lay_in_bands(placements, outputs, layers, choices, pools, target.threads)
     placements = overwrite_residuals(placements, find_last_readers(gm.graph, layers), choices, target)
     scripts: dict[str, str] = {}

@@ -19,7 +19,7 @@ from fxprune.codegen.format import Float32Array, packed_lanes
 from fxprune.codegen.kernel import BoundKernel, LayerKernel, make_kernel
 from fxprune.codegen.schedules import Schedule
 from fxprune.codegen.target import CpuTarget, parse_target
-from fxprune.codegen.workload import NO_HALO, ConvShape, Halo, Layout, Triple, Workload
+from fxprune.codegen.workload import NO_HALO, NO_WINDOWS, ConvShape, Halo, Layout, Triple, Windows, Workload
 from fxprune.operators import apply_activation
 
 TOLERANCE = 1e-5
@@ -146,6 +146,7 @@ class Case:
         residual_spread: Whether those of the residual do; None = as those of the output.
         x_bands: Whether the input lies in bands, one for each thread.
         y_bands: Whether the output and the residual do.
+        windows: Pooling after the activation.
     """
 
     shape: ConvShape
@@ -168,6 +169,7 @@ class Case:
     residual_spread: bool | None = None
     x_bands: bool = False
     y_bands: bool = False
+    windows: Windows = NO_WINDOWS
 
     def workload(self) -> Workload:
         """Place the tensors as the family of the schedule wants them."""
@@ -176,7 +178,7 @@ class Case:
             channels = packed_lanes(self.pattern, self.schedule.height) if self.group_order else shape.channels_out
             around = shape.padding if self.x_halo is None else self.x_halo
             x = Layout("nhwc", shape.batch, shape.channels_in, shape.spatial_in, around)
-            y = Layout("nhwc", shape.batch, channels, shape.spatial_out, self.y_halo)
+            y = Layout("nhwc", shape.batch, channels, self.windows.pooled(shape.spatial_out), self.y_halo)
         else:
             x = Layout("nchw", shape.batch, shape.channels_in, shape.spatial_in, spread=self.x_spread)
             y = Layout("nchw", shape.batch, shape.channels_out, shape.spatial_out, spread=self.y_spread)
@@ -184,7 +186,7 @@ class Case:
         if added is not None and self.residual_spread is not None:
             added = replace(added, spread=self.residual_spread)
         args = self.activation_args
-        work = Workload(shape, x, y, added, self.activation, args, self.threads, self.in_place)
+        work = Workload(shape, x, y, added, self.activation, args, self.threads, self.in_place, windows=self.windows)
         return cut(work, x=self.x_bands, y=self.y_bands)
 
 
@@ -248,7 +250,9 @@ class Tensors:
         x = F.pad(self.x.double(), [size for pair in reversed(shape.padding) for size in pair])
         y = F.conv3d(x, weight, bias, shape.stride, 0, shape.dilation, shape.groups)
         y = y if self.residual is None else y + self.residual.double()
-        return apply_activation(y, case.activation, case.activation_args)
+        y = apply_activation(y, case.activation, case.activation_args)
+        pool = F.max_pool3d if case.windows.kind == "max" else F.avg_pool3d
+        return pool(y, (1, case.windows.height, case.windows.width))
 
 
 def draw_tensors(case: Case, name: str) -> Tensors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fxprune.codegen.cpu.accumulators import Accumulators
@@ -55,10 +55,15 @@ class TileWriter:
 
     def write(self) -> None:
         """Write it all."""
+        if self.schedule.prefetch:
+            self._prefetch_next()
+        tile = self._accumulate()
+        self._by_rows(lambda: self._store_vectors(tile), lambda: self._store_lanes(tile))
+
+    def _accumulate(self) -> Accumulators:
+        """Multiply the tile at `pos`."""
         script, schedule = self.script, self.schedule
         lanes = schedule.lanes
-        if schedule.prefetch:
-            self._prefetch_next()
         tile = Accumulators(script, ("p", self.form.pixels), schedule.vectors, lanes)
         for cell in tile.cells():
             script.add(f"{cell} = BIAS[b * {schedule.height} + k * {lanes} + v]")
@@ -67,7 +72,7 @@ class TileWriter:
                 x = f"X[OFF[BEGIN[b] + {column}] + pos[0] + {self.form.cell(self.walk.x_steps)}]"
                 w = f"W[BASE[b] + {column} * {schedule.height} + k * {lanes} + v]"
                 script.add(f"{cell} = {cell} + {x} * {w}")
-        self._store(tile)
+        return tile
 
     def _prefetch_next(self) -> None:
         """Ask for the next tile's lines: this block's part of the output and the residual; find where its input is."""
@@ -100,17 +105,18 @@ class TileWriter:
         for cell in asked[number::PAIR]:
             yield prefetch(f"X[next[0] + pair * {pixels * step} + {cell}]", 0, L1)
 
-    def _store(self, tile: Accumulators) -> None:
+    def _by_rows(self, vectors: Callable[[], None], lanes: Callable[[], None]) -> None:
+        """Write what a block with neighbouring rows does and what any other does, as far as there are such blocks."""
         script, problem = self.script, self.problem
         if problem.has_vector_rows and problem.has_scattered_rows:
             with script.block("if CHANNEL[b] >= 0"):
-                self._store_vectors(tile)
+                vectors()
             with script.block("else"):
-                self._store_lanes(tile)
+                lanes()
         elif problem.has_vector_rows:
-            self._store_vectors(tile)
+            vectors()
         else:
-            self._store_lanes(tile)
+            lanes()
 
     def _activation(self, cell: str) -> list[str]:
         return activation_statements(cell, self.work.activation, self.work.activation_args, "v")

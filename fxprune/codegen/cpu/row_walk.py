@@ -1,4 +1,4 @@
-"""How a row-lane kernel walks over its output: lines of pixels, cut into tiles.
+"""How a row-lane kernel walks over what it computes: lines of pixels, cut into tiles.
 
 Tiles are rectangles, and the last one of a line overlaps the one before it; or they go on from one line of the image to
 the next, all of nearly one size (`RowsSchedule.even`). Seven lines of seven pixels, for example, are seven tiles of one
@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from fxprune.annotation import IndexArray
-from fxprune.codegen.workload import NO_HALO, Layout, Triple, Workload
+from fxprune.codegen.workload import NO_HALO, NO_WINDOWS, Layout, Triple, Workload
 
 _MOST_TILES = 4
 """Even tiles of an image, at most: each has a column loop of its own."""
@@ -71,13 +71,14 @@ Steps = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Walk:
-    """Output positions as a kernel walks them: `lines` of `width` pixels.
+    """Positions as a kernel walks them: `lines` of `width` pixels.
 
     Attributes:
-        spatial: Depth, height and width of what it walks over; one long line where every pixel follows its neighbour.
+        spatial: Depth, height and width of what it walks over, without pixels that belong to no window; one long line
+            where every pixel follows its neighbour.
         lines: Lines over depth and batch.
         x_steps: In the input.
-        y_steps: In the output.
+        y_steps: In the output, from window to window.
         residual_steps: In the residual, if there is one.
     """
 
@@ -133,16 +134,16 @@ class Form:
 def walk_over(work: Workload) -> Walk:
     """Choose the walk: one long line where every pixel follows its neighbour in all tensors, else image lines."""
     shape, layouts = work.shape, [work.x, work.y, *([work.residual] if work.residual else [])]
-    flat = shape.is_pointwise and all(layout.halo == NO_HALO for layout in layouts)
+    flat = shape.is_pointwise and work.windows == NO_WINDOWS and all(layout.halo == NO_HALO for layout in layouts)
 
     def steps(layout: Layout, stride: Triple) -> Steps:
         n, _, d, h, w = layout.strides
         return n, d * stride[0], h * stride[1], w * stride[2]
 
     one: Triple = (1, 1, 1)
-    depth, height, _ = shape.spatial_out
+    depth, height, width = work.windows.covered(shape.spatial_out)
     return Walk(
-        spatial=(1, 1, shape.pixels) if flat else shape.spatial_out,
+        spatial=(1, 1, shape.pixels) if flat else (depth, height, width),
         lines=1 if flat else shape.batch * depth * height,
         x_steps=steps(work.x, shape.stride),
         y_steps=steps(work.y, one),
@@ -218,12 +219,17 @@ def computed_pixels(work: Workload, schedule: RowsSchedule) -> int:
 
 
 def fits(work: Workload, schedule: RowsSchedule) -> bool:
-    """Whether a tile is no larger than the output it walks over.
+    """Whether a tile is no larger than what it walks over, and of whole windows where that is pooled.
 
     Even tiles are few in an image, as each has code of its own, and differ from rectangles; the schedule says how many
     pixels the largest of them really has. They do not ask for the next tile's memory, which lies elsewhere each time.
+    Nor do kernels that pool: they write little.
     """
-    walk, (height, width) = walk_over(work), schedule.tile
+    walk, windows, (height, width) = walk_over(work), work.windows, schedule.tile
+    if height % windows.height or width % windows.width:
+        return False
+    if windows != NO_WINDOWS and (schedule.even or schedule.prefetch):
+        return False
     if not schedule.even:
         return height <= walk.spatial[1] and width <= walk.width
     cut = _cut_evenly(walk, width)

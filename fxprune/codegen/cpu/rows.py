@@ -19,11 +19,12 @@ from itertools import accumulate
 
 from fxprune.codegen.cpu.ahead import ahead_cells, begin_asking
 from fxprune.codegen.cpu.halo import zero_halo
+from fxprune.codegen.cpu.row_pool import PooledTile
 from fxprune.codegen.cpu.row_tile import RowsProblem, TileWriter
 from fxprune.codegen.cpu.row_walk import RowsSchedule, find_forms, fits, tile_origin, tiles_of, walk_over
 from fxprune.codegen.cpu.units import own_units
 from fxprune.codegen.script import ACTIVATIONS, Script
-from fxprune.codegen.workload import Workload
+from fxprune.codegen.workload import NO_WINDOWS, Workload
 from fxprune.errors import CodegenError
 
 
@@ -106,7 +107,8 @@ class _RowsWriter:
         script, forms = self.script, find_forms(self.work, self.schedule)
         script.allocate("pos", 3, "int32")
         self._positions()
-        writers = [TileWriter(script, self.work, self.problem, self.schedule, form) for form in forms]
+        kind = TileWriter if self.work.windows == NO_WINDOWS else PooledTile
+        writers = [kind(script, self.work, self.problem, self.schedule, form) for form in forms]
         if len(forms) == 1:
             writers[0].write()
             return
@@ -119,10 +121,11 @@ class _RowsWriter:
     def _positions(self) -> None:
         """Set pos[0], pos[1], pos[2]: where the tile begins in x, y and the residual, as element offsets."""
         work, walk = self.work, walk_over(self.work)
-        place = tile_origin(work, self.schedule)
-        origins = [work.first_tap, work.y.origin, work.residual.origin if work.residual else 0]
-        all_steps = [walk.x_steps, walk.y_steps, walk.residual_steps]
-        for index, (origin, steps) in enumerate(zip(origins, all_steps, strict=True)):
-            if steps is not None:
-                offset = " + ".join(f"{i} * {step}" for i, step in zip(place, steps, strict=True))
-                self.script.add(f"pos[{index}] = {offset} + {origin}")
+        n, d, h, w = tile_origin(work, self.schedule)
+        pixel, window = (n, d, h, w), (n, d, f"({h} // {work.windows.height})", f"({w} // {work.windows.width})")
+        parts = [(pixel, walk.x_steps, work.first_tap), (window, walk.y_steps, work.y.origin)]
+        if work.residual is not None and walk.residual_steps is not None:
+            parts.append((pixel, walk.residual_steps, work.residual.origin))
+        for index, (place, steps, origin) in enumerate(parts):
+            offset = " + ".join(f"{i} * {step}" for i, step in zip(place, steps, strict=True))
+            self.script.add(f"pos[{index}] = {offset} + {origin}")
