@@ -7,11 +7,15 @@ line on standard output: {"answer": ...} or {"error": text}.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 
 Request = Mapping[str, object]
 Answer = object
@@ -42,9 +46,8 @@ def build_object(request: Request) -> Answer:
         request: "scripts": TVMScript by global symbol; "target": a TVM target as a dict; "path": of the object file.
     """
     import tvm
-    import tvm.script
 
-    functions = {name: tvm.script.from_source(text) for name, text in _mapping(request["scripts"]).items()}
+    functions = {name: _reader().read_script(text) for name, text in _mapping(request["scripts"]).items()}
     executable = tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(dict(_mapping(request["target"]))))
     executable.export_library(str(request["path"]), fcompile=_keep_object)
     return None
@@ -70,13 +73,12 @@ def write_cuda(request: Request) -> Answer:
         "source": the text; "parameters": names of every kernel's arguments in order, by the kernel's symbol.
     """
     import tvm
-    import tvm.script
     from tvm.tirx.build import codegen_build, split_host_device_mods
 
     # TVM would hand the text to nvcc on a machine with a GPU: the text is all that is wanted.
     tvm.register_global_func("tvm_callback_cuda_compile", lambda code, _target: code, override=True)
     target = tvm.target.Target({"kind": "cuda", "arch": str(request["arch"])}, host={"kind": "llvm"})
-    functions = {name: tvm.script.from_source(text) for name, text in _mapping(request["scripts"]).items()}
+    functions = {name: _reader().read_script(text) for name, text in _mapping(request["scripts"]).items()}
     module = tvm.tirx.transform.BindTarget(target)(tvm.IRModule(functions))
     options = {"tirx.UnrollLoop": {"explicit_unroll": False}}  # nvcc unrolls: the text stays short
     with target, tvm.transform.PassContext(config=options):
@@ -92,6 +94,17 @@ def write_cuda(request: Request) -> Answer:
 _SERVICES = {"describe_target": describe_target, "build_object": build_object, "write_cuda": write_cuda}
 
 
+@cache
+def _reader() -> ModuleType:
+    """Load the file beside this one, without the package that both are in."""
+    found = importlib.util.spec_from_file_location("reader", Path(__file__).with_name("reader.py"))
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
 def _mapping(value: object) -> Mapping[str, object]:
     if not isinstance(value, dict):
         raise TypeError(f"expected an object, found {type(value).__name__}")
@@ -104,12 +117,19 @@ def _strings(value: object) -> list[str]:
     return [str(item) for item in value]
 
 
+_REFUSALS = (
+    *(ArithmeticError, AttributeError, LookupError, NameError, OSError, RuntimeError, SyntaxError, TypeError),
+    ValueError,
+)
+"""What TVM raises, and the reader of scripts."""
+
+
 def answer(line: bytes) -> bytes:
     """Serve one request; whatever TVM raises becomes the answer."""
     request = _mapping(json.loads(line))
     try:
         reply = {"answer": _SERVICES[str(request["service"])](request)}
-    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except _REFUSALS as error:
         reply = {"error": str(error) or type(error).__name__}
     return json.dumps(reply).encode() + b"\n"
 
@@ -119,7 +139,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what TVM prints is no answer
     sys.modules["torch"] = None  # type: ignore[assignment]  # TVM would load it for conversions that are not needed
-    import tvm.script  # noqa: F401  # before the first request comes
+    _reader()  # before the first request comes
 
     for line in sys.stdin.buffer:
         answers.write(answer(line))
