@@ -26,6 +26,11 @@ def pytest_configure() -> None:
     gc.set_threshold(100_000, 20, 50)  # a capture makes so many objects that collecting takes a third of its time
 
 
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # every compilation collects, and what was loaded by now stays
+
+
 @pytest.fixture(autouse=True, scope="module")
 def torch_threads() -> None:
     """Let torch use two threads, whatever the files before have set."""

@@ -1,7 +1,7 @@
 """TVMScript to TIR for the build process: the text becomes a Python program that calls TVM's builder, and runs once.
 
 TVM 0.27's own parser compiles and evaluates every node of every expression by itself, which takes as long as LLVM takes
-for the whole kernel. What `Script` writes is read here in a tenth of that time, and the result is the same; anything
+for the whole kernel. What `Script` writes is read here in a sixth of that time, and the result is the same; anything
 else is refused. Like `worker`, which loads it, this file imports nothing of fxprune.
 """
 

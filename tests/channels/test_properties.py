@@ -32,7 +32,7 @@ def check(blocks: list[str], head: str, share: float, options: EliminateChannels
 
 
 @given(**CASES)
-@settings(max_examples=200, suppress_health_check=_SLOW_EXAMPLES)
+@settings(max_examples=100, suppress_health_check=_SLOW_EXAMPLES)
 def test_random_networks(blocks: list[str], head: str, share: float, options: EliminateChannels, seed: int) -> None:
     check(blocks, head, share, options, seed)
 
