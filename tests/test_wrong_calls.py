@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import cast
 
 import pytest
@@ -58,6 +59,12 @@ def compile_net(
     return compile_any(model or net(), kept, target, example_inputs=inputs, options=options, **others)
 
 
+@cache
+def compiled() -> CompiledModule:
+    """Return the network compiled, the same one for every wrong call."""
+    return compile_net()
+
+
 def mask(value: object, name: object = "conv2.weight") -> dict[object, object]:
     return {name: value}
 
@@ -103,21 +110,21 @@ WRONG_CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "compiled model": (lambda: compile_net(compile_net(inputs=None)), "compiled already.*made from"),
     "meta parameters": (lambda: compile_net(net().to("meta")), r"'conv1\.weight' is on the meta device.*Load"),
     "meta input": (lambda: compile_net(inputs=X.to("meta")), "Input 0 is a meta tensor.*real data"),
-    "input elsewhere at a call": (lambda: compile_net()(X.to("meta")), "Input 0 is a meta tensor"),
-    "sparse input": (lambda: compile_net()(X.to_sparse()), r"Input 0 is stored as .*to_dense"),
+    "input elsewhere at a call": (lambda: compiled()(X.to("meta")), "Input 0 is a meta tensor"),
+    "sparse input": (lambda: compiled()(X.to_sparse()), r"Input 0 is stored as .*to_dense"),
     "integer input": (lambda: compile_net(inputs=X.long()), r"int64 \[1, 3, 8, 8\].*'conv1'.*change their"),
-    "double input": (lambda: compile_net()(X.double()), r"float64 \[1, 3, 8, 8\].*'conv1'.*change their"),
+    "double input": (lambda: compiled()(X.double()), r"float64 \[1, 3, 8, 8\].*'conv1'.*change their"),
     "zero batch": (lambda: compile_net(inputs=X[:0]), r"Input 0 has shape \[0, 3, 8, 8\].*at least one"),
-    "zero batch at a call": (lambda: compile_net()(X[:0]), r"Input 0 has shape \[0, 3, 8, 8\]"),
+    "zero batch at a call": (lambda: compiled()(X[:0]), r"Input 0 has shape \[0, 3, 8, 8\]"),
     "channel count": (lambda: compile_net(inputs=torch.ones(1, 4, 8, 8)), r"'conv1' \(Conv2d\).*3 channels.*but got 4"),
-    "rank": (lambda: compile_net()(X[0, 0]), r"float32 \[8, 8\].*'conv1'"),
+    "rank": (lambda: compiled()(X[0, 0]), r"float32 \[8, 8\].*'conv1'"),
     "two inputs for one": (lambda: compile_net(inputs=(X, X)), "too many positional arguments.*change their number"),
-    "no input": (lambda: compile_net()(), "missing a required argument: 'x'.*change their number"),
-    "keyword": (lambda: compile_net()(image=X), "missing a required argument: 'x'"),
-    "array": (lambda: compile_net()(X.numpy()), r"Input 0 is a ndarray.*torch\.from_numpy"),
-    "any object": (lambda: compile_net()(object()), "Input 0 is a object.*tensors"),
+    "no input": (lambda: compiled()(), "missing a required argument: 'x'.*change their number"),
+    "keyword": (lambda: compiled()(image=X), "missing a required argument: 'x'"),
+    "array": (lambda: compiled()(X.numpy()), r"Input 0 is a ndarray.*torch\.from_numpy"),
+    "any object": (lambda: compiled()(object()), "Input 0 is a object.*tensors"),
     "list of inputs": (lambda: compile_net(inputs=[X]), "example_inputs is a list.*tuple"),
-    "gradients": (lambda: compile_net()(X.clone().requires_grad_()), r"Input 0 requires gradients.*no_grad"),
+    "gradients": (lambda: compiled()(X.clone().requires_grad_()), r"Input 0 requires gradients.*no_grad"),
     "train": (lambda: compile_net().train(), "for inference.*compile again"),
     "deepcopy": (lambda: copy.deepcopy(compile_net()), "cannot be copied.*fxprune.load"),
     "structure": (lambda: compile_net(structure="tiles"), "structure='tiles'.*'exact'"),

@@ -39,8 +39,7 @@ def _pool(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", ["rows", "pixels"])
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("mask", [row_groups(8), cells(0.3)], ids=["groups of 8", "cells"])
+@pytest.mark.parametrize(("batch", "mask"), [(1, row_groups(8)), (3, cells(0.3))], ids=["groups of 8", "cells"])
 @pytest.mark.parametrize(
     ("conv", "between", "shape", "count"),
     [
