@@ -90,7 +90,7 @@ def _measure(chosen: argparse.Namespace, target: CudaTarget, device: torch.devic
     for layer in _cases(chosen):
         yield measure_layer(layer, target, device, chosen.tiles)
     for case in _models(chosen):
-        yield measure_model(case, device)
+        yield measure_model(case, target, device)
 
 
 def _cases(chosen: argparse.Namespace) -> list[LayerCase]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxprune
+from benchmarks.gpu.floors import model_floors_us
 from benchmarks.gpu.layers import TYPES, Kind, LayerCase, draw_input, precision_of
 from benchmarks.masks import apply_masks, make_masks
 from benchmarks.models import IMAGE_SIZE, build_model
@@ -167,17 +168,19 @@ class ModelCase:
         return {"precision": precision_of(self.kind)}
 
 
-def measure_model(case: ModelCase, device: torch.device) -> Row:
+def measure_model(case: ModelCase, target: CudaTarget, device: torch.device) -> Row:
     """Check and time one model.
 
     Args:
         case: The model.
+        target: The GPU's architecture.
         device: The GPU.
 
     Raises:
         AssertionError: The compiled model's result is wrong.
     """
     model, masks, x = case.draw()
+    facts = model_floors_us(model, masks, x, case.kind, target)
     compiled = fxprune.compile(model, masks, "cuda", example_inputs=x, options=case.options)
     dense = apply_masks(model, masks).to(device).to(memory_format=torch.channels_last)
     x = x.to(device, memory_format=torch.channels_last)
@@ -197,6 +200,6 @@ def measure_model(case: ModelCase, device: torch.device) -> Row:
     }
     if case.kind == "float32":
         calls["eager tf32"] = _with_precision(lambda: dense(x), "tf32")
-    facts = {"largest error": errors[0], "error of dense": errors[1]}
+    facts |= {"largest error": errors[0], "error of dense": errors[1]}
     times = time_interleaved(calls)
     return Row(case.label, case.kind, times, facts, compiled.report.whole_model)

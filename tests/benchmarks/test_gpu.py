@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.gpu.__main__ import _format, main
+from benchmarks.gpu.floors import model_floors_us
 from benchmarks.gpu.layers import LayerCase, draw_cases, draw_input
 from benchmarks.gpu.measure import ModelCase, Row, layer_scripts
 from fxprune.codegen.cuda.build import CudaLibrary
@@ -49,6 +51,31 @@ def test_floors_are_below_predictions() -> None:
     case = _case()
     floors = case.floors_us(H200)
     assert floors["bytes"] < floors["all"] <= case.kernels(H200, 1)[0][1]
+
+
+def test_floors_of_a_model_are_those_of_its_layers() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 10))
+    kept = torch.zeros(8, 4, 3, 3, dtype=torch.bool)
+    kept[:, :2] = True
+    x, rate = torch.zeros(64, 4, 8, 8), H200.memory_gbps * 0.85 * 1e3
+    cells = (64 * 4 * 64 + 64 * 8 * 16 + 8 * 2 * 9, 64 * 128 + 64 * 10 + 1280)
+    flops = (2 * 8 * 2 * 9 * 64 * 16, 2 * 1280 * 64)
+    found = model_floors_us(model, {"0.weight": kept}, x, "float32", H200)
+    times = [
+        (4 * size / rate, work / H200.peak_gflops("float32") / 1e3) for size, work in zip(cells, flops, strict=True)
+    ]
+    assert found["floor bytes"] == pytest.approx(times[0][0] + times[1][0])
+    assert found["floor flops"] == pytest.approx(times[0][1] + times[1][1])
+    assert found["floor all"] == pytest.approx(max(times[0]) + max(times[1]))
+    assert model_floors_us(model.half(), {}, x.half(), "float16", H200)["floor bytes"] < found["floor bytes"]
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_a_model_has_its_floors_without_a_gpu() -> None:
+    model, masks, x = ModelCase("resnet18", 64, 0.8, 32, "float32").draw()
+    dense, sparse = (model_floors_us(model, given, x, "float32", H200) for given in ({}, masks))
+    assert sparse["floor flops"] < 0.3 * dense["floor flops"]
+    assert max(sparse["floor bytes"], sparse["floor flops"]) <= sparse["floor all"] <= dense["floor all"]
 
 
 def test_samples_are_interleaved_and_medians_are_of_one_call() -> None:

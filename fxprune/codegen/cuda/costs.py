@@ -40,7 +40,12 @@ def moved_bytes(work: Workload, cells: int) -> int:
 
 def memory_us(work: Workload, cells: int, target: CudaTarget) -> float:
     """Return the least time for a layer's bytes, microseconds."""
-    return moved_bytes(work, cells) / (target.memory_gbps * _MEMORY_SHARE) / 1e3
+    return stream_us(moved_bytes(work, cells), target)
+
+
+def stream_us(size: int, target: CudaTarget) -> float:
+    """Return the least time for so many bytes from memory or to it, microseconds."""
+    return size / (target.memory_gbps * _MEMORY_SHARE) / 1e3
 
 
 def floor_us(work: Workload, stored: int, target: CudaTarget) -> float:
