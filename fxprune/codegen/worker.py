@@ -136,13 +136,14 @@ def answer(line: bytes) -> bytes:
 
 def main() -> None:
     """Serve requests until standard input ends, which it does when the process at its other end does."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")  # unbuffered, it would leave off where a signal interrupts
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what TVM prints is no answer
     sys.modules["torch"] = None  # type: ignore[assignment]  # TVM would load it for conversions that are not needed
     _reader()  # before the first request comes
 
     for line in sys.stdin.buffer:
         answers.write(answer(line))
+        answers.flush()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,13 @@ def fresh() -> Iterator[None]:
 
 def _lines(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text()
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until, "it did not happen within 20 s"
+        time.sleep(0.02)
 
 
 def test_a_request_is_answered() -> None:
@@ -70,6 +77,22 @@ def test_a_refusal_is_told_and_the_process_goes_on() -> None:
     (one,) = _idle()
     serve("describe_target", [HASWELL])
     assert _idle() == [one]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_signal_in_the_middle_of_a_long_answer_loses_none_of_it() -> None:
+    one = BuildProcess()
+    unknown = "x" * 1_000_000  # repeated in the answer; a pipe holds some 64 KiB of it
+    one.send(unknown)
+    _wait_for(lambda: "pipe_write" in Path(f"/proc/{one.pid}/wchan").read_text())
+    os.kill(one.pid, signal.SIGSTOP)  # what a debugger, a profiler or the shell's Ctrl-Z does
+    _wait_for(lambda: "State:\tT" in Path(f"/proc/{one.pid}/status").read_text())
+    os.kill(one.pid, signal.SIGCONT)
+    end = threading.Timer(20, os.kill, (one.pid, signal.SIGKILL))  # the test fails rather than waits for ever
+    end.start()
+    assert one.receive() == {"error": repr(unknown)}
+    end.cancel()
+    one.close()
 
 
 @pytest.mark.usefixtures("fresh")
@@ -118,10 +141,7 @@ def test_an_interrupted_request_costs_the_process(monkeypatch: pytest.MonkeyPatc
 def test_an_idle_process_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "LINGER_SECONDS", 0.05)
     serve("describe_target", [HASWELL])
-    until = time.monotonic() + 20
-    while _idle() and time.monotonic() < until:
-        time.sleep(0.02)
-    assert not _idle()
+    _wait_for(lambda: not _idle())
 
 
 @pytest.mark.usefixtures("fresh")
